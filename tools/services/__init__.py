@@ -1,0 +1,26 @@
+"""The servers that tests need, and servers of a test's own.
+
+``make services`` runs ``python -m tools.services start``; tests use what is exported here.  One
+file per server; each knows how to find, configure, start, recognise and end its own.  Standard
+library only.
+"""
+
+from __future__ import annotations
+
+from tools.services.catalogue import load_environment
+from tools.services.private import (
+    PrivateServer,
+    ServerMissingError,
+    start_private_postgres,
+    start_private_rabbitmq,
+)
+from tools.services.processes import ServerFailedError
+
+__all__ = [
+    "PrivateServer",
+    "ServerFailedError",
+    "ServerMissingError",
+    "load_environment",
+    "start_private_postgres",
+    "start_private_rabbitmq",
+]
