@@ -1,0 +1,54 @@
+"""Named places where a process may die, and nothing else.
+
+``hit(NAME)`` is a call to an empty function until a test arms it (``duly.testing.failpoints``).
+The names are the vocabulary of the crash runs: each states what has already happened when the
+process stops there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+__all__ = ["ALL", "hit"]
+
+OUTBOX_BEFORE_FLUSH = "outbox.before_flush"
+OUTBOX_FLUSHED = "outbox.flushed"
+RELAY_READ = "relay.read"
+RELAY_SENT = "relay.sent_no_confirm"
+RELAY_CONFIRMED = "relay.confirmed"
+RELAY_SETTLED = "relay.settled"
+RELAY_FAILURE_STORED = "relay.failure_stored"
+LEASE_RENEWED = "lease.renewed"
+CONSUME_RECEIVED = "consume.received"
+CONSUME_DEDUPED = "consume.dedupe_inserted"
+CONSUME_HANDLED = "consume.handled"
+CONSUME_COMMITTED = "consume.committed_not_acked"
+CONSUME_ACKED = "consume.acked"
+CONSUME_STORED = "consume.ordered_stored_not_acked"
+CONSUME_FAILURE_STORED = "consume.failure_stored"
+EFFECT_INTENT = "effect.intent_committed"
+EFFECT_CALLED = "effect.called_not_recorded"
+EFFECT_RECORDED = "effect.recorded"
+DRAIN_STARTED = "drain.started"
+
+ALL: frozenset[str] = frozenset(
+    v for k, v in globals().items() if k.isupper() and isinstance(v, str)
+)
+
+
+def _nothing(name: str) -> None:
+    """Off: the state of every process that no test has armed."""
+
+
+_armed: Callable[[str], None] = _nothing
+
+
+def arm(action: Callable[[str], None] | None) -> None:
+    """Install what happens at every failpoint; None turns them off again."""
+    global _armed
+    _armed = action or _nothing
+
+
+def hit(name: str) -> None:
+    """Mark that the process has come to this place."""
+    _armed(name)
