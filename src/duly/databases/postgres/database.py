@@ -1,0 +1,362 @@
+"""PostgreSQL on psycopg 3.
+
+Owns our private connections: autocommit, statements planned by index (``enable_seqscan`` off: a
+queue table that was empty when the statistics were taken looks like one page), lock and idle
+timeouts so that a frozen process cannot block its successor, and LISTEN for the wake-up.  Errors
+are told apart by SQLSTATE, here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from duly.databases.postgres.inspection import inspect_server
+from duly.databases.statements import Sql, drive, load_migrations, load_statements, single
+from duly.errors import (
+    ConfigurationError,
+    DatabaseUnavailableError,
+    MissingExtraError,
+    OutcomeUnknownError,
+    PermanentError,
+    SchemaError,
+    TransactionConflictError,
+)
+from duly.ports import Finding, Result, Statement, Steps
+
+__all__ = ["PostgresConnection", "PostgresDatabase"]
+
+T = TypeVar("T")
+Call = tuple[str, Any, bool]
+_PACKAGE = "duly.databases.postgres"
+_CONFLICTS = {"40001", "40P01", "55P03", "55006"}
+_REFUSED = {"28000", "28P01", "3D000", "42501"}
+_UNAVAILABLE = ("08", "57", "53")
+
+
+class PostgresDatabase:
+    """A PostgreSQL database.
+
+    url: ``postgresql://user:password@host/database``. listen_url: a direct connection for LISTEN
+    where ``url`` goes through a pooler in transaction mode. Raises MissingExtraError without
+    psycopg.
+    """
+
+    dialect = "postgres"
+    notifies = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "duly_",
+        lock_timeout_seconds: float = 5.0,
+        idle_timeout_seconds: float = 300.0,
+        connect_timeout_seconds: float = 5.0,
+        listen_url: str | None = None,
+        engine: Any = None,
+        async_engine: Any = None,
+    ) -> None:
+        try:
+            import psycopg
+        except ImportError as error:
+            raise MissingExtraError("psycopg", "postgres") from error
+        self._driver = psycopg
+        self.url = _plain(url)
+        self.listen_url = _plain(listen_url) if listen_url else None
+        self._prefix = prefix
+        self._sql = load_statements(_PACKAGE, prefix=prefix, group_marker="%(group)s")
+        self._namespace = zlib.crc32(f"duly:{prefix}".encode()) - 2**31
+        self._timeouts = (lock_timeout_seconds, idle_timeout_seconds, connect_timeout_seconds)
+        self.channel = f"{prefix}wake"
+        self._engine, self._async_engine = engine, async_engine
+        self._owned: list[Any] = []
+        self._identity: tuple[Any, ...] | None = None
+
+    def connect(self) -> PostgresConnection:
+        """Open a private connection. Raises DatabaseUnavailableError, ConfigurationError."""
+        return PostgresConnection(self, self._open(self.url))
+
+    def _open(self, url: str) -> Any:
+        options = f"{self._timeout_options()} -c enable_seqscan=off -c enable_bitmapscan=off"
+        try:
+            return self._driver.connect(
+                url,
+                autocommit=True,
+                connect_timeout=max(2, int(self._timeouts[2])),
+                options=options,
+                application_name="duly",
+                keepalives_idle=10,
+                keepalives_interval=3,
+                keepalives_count=3,
+                tcp_user_timeout=15_000,
+            )
+        except self._driver.Error as error:
+            raise self.map_error(error) from error
+
+    def engine(self) -> Any:
+        """The sync Engine for handlers: the user's own, or one made for this URL."""
+        if self._engine is None:
+            from sqlalchemy import create_engine
+
+            self._engine = create_engine(
+                _alchemy(self.url), connect_args=self._handler_arguments(), pool_size=32
+            )
+            self._owned.append(self._engine)
+        return self._engine
+
+    def async_engine(self) -> Any:
+        """The AsyncEngine for async handlers: the user's own, or one made for this URL."""
+        if self._async_engine is None:
+            from sqlalchemy.ext.asyncio import create_async_engine
+
+            arguments = self._handler_arguments()
+            self._async_engine = create_async_engine(
+                _alchemy(self.url), connect_args=arguments, pool_size=32
+            )
+            self._owned.append(self._async_engine.sync_engine)
+        return self._async_engine
+
+    def _handler_arguments(self) -> dict[str, Any]:
+        return {
+            "options": self._timeout_options(),
+            "connect_timeout": max(2, int(self._timeouts[2])),
+            "application_name": "duly handler",
+        }
+
+    def _timeout_options(self) -> str:
+        lock, idle, _ = (int(seconds * 1000) for seconds in self._timeouts)
+        return f"-c lock_timeout={lock} -c idle_in_transaction_session_timeout={idle}"
+
+    def prepare(self, statement: Statement) -> Sequence[Call]:
+        """The driver calls of a statement; ``outbox.insert`` picks its locking form by whether any
+        row has a key.
+        """
+        if statement.name == "outbox.insert":
+            return self._insert(statement.many or [])
+        sql = self._sql[statement.name]
+        if statement.many is None:
+            return [(text, statement.params, False) for text in sql.texts]
+        if sql.arrays:
+            return [(text, _columns(statement.many), False) for text in sql.texts]
+        return [(text, statement.many, True) for text in sql.texts]
+
+    def _insert(self, rows: Sequence[Any]) -> Sequence[Call]:
+        values = _columns(rows)
+        stripes = sorted({s for s in values.pop("stripe") if s is not None})
+        if not stripes:
+            return [(self._text("outbox.insert_plain"), values, False)]
+        values |= {
+            "stripes": stripes,
+            "namespace": self._namespace,
+            "lock_timeout": f"{int(self._timeouts[0] * 1000)}ms",
+        }
+        return [
+            (self._text("outbox.constraints"), None, False),
+            (self._text("outbox.insert_keyed"), values, False),
+        ]
+
+    def _text(self, name: str) -> str:
+        found: Sql = self._sql[name]
+        return found.texts[0]
+
+    def map_error(self, error: Exception) -> Exception:
+        """psycopg's exceptions by SQLSTATE; a lost connection has none."""
+        if not isinstance(error, self._driver.Error):
+            return error
+        state = error.sqlstate or ""
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        if state in _CONFLICTS:
+            return TransactionConflictError(text)
+        if state in _REFUSED or (not state and "password authentication failed" in text):
+            return ConfigurationError(text, code="DATABASE_REFUSED")
+        if state in ("42P01", "42703", "3F000"):
+            return SchemaError(text)
+        if state == "25006":
+            return ConfigurationError(text, code="DATABASE_READ_ONLY")
+        if state.startswith(_UNAVAILABLE) or (
+            not state and isinstance(error, self._driver.OperationalError)
+        ):
+            return DatabaseUnavailableError(text)
+        if isinstance(error, self._driver.InterfaceError):
+            return DatabaseUnavailableError(text)
+        return PermanentError(text, code="DATABASE_ERROR")
+
+    def migrations(self) -> list[tuple[int, str, str]]:
+        """(version, name, SQL) of every migration, in order."""
+        return load_migrations(_PACKAGE, prefix=self._prefix)
+
+    def admits(self, connection: Any, *, managed: bool) -> Steps[None]:
+        """Raise ConfigurationError (WRONG_DATABASE) unless cluster, database and schema are those
+        of the App.
+        """
+        theirs = (yield Statement("meta.identity")).rows[0]
+        if self._identity is None:
+            own = self.connect()
+            try:
+                self._identity = own.ask(Statement("meta.identity")).rows[0]
+            finally:
+                own.close()
+        if tuple(theirs) != tuple(self._identity):
+            raise ConfigurationError(
+                f"this is database {theirs[1]}, schema {theirs[2]}; the App has another",
+                code="WRONG_DATABASE",
+            )
+
+    def inspect(self) -> list[Finding]:
+        """Durability settings, rights, sequence cache, version, for ``check`` and ``doctor``."""
+        connection = self._open(self.url)
+        try:
+            return inspect_server(connection, self._prefix)
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        """Dispose of the engines that this object made."""
+        for engine in self._owned:
+            engine.dispose()
+        self._owned.clear()
+
+
+class PostgresConnection:
+    """One connection of ours, used by one thread at a time."""
+
+    def __init__(self, database: PostgresDatabase, raw: Any) -> None:
+        self._database = database
+        self._raw = raw
+        self._listener: Any = None
+        self._bell = socket.socketpair()
+        for end in self._bell:
+            end.setblocking(False)
+
+    def run(self, steps: Steps[T]) -> T:
+        """Drive ``steps`` in one READ COMMITTED transaction and commit it."""
+        committing = False
+        try:
+            self._raw.execute("BEGIN")
+            answer = drive(steps, self._call)
+            committing = True
+            self._raw.execute("COMMIT")
+        except BaseException as error:
+            lost = self._rollback()
+            if committing and lost:
+                raise OutcomeUnknownError("the connection was lost during COMMIT") from error
+            raise (
+                self._database.map_error(error) if isinstance(error, Exception) else error
+            ) from error
+        return answer
+
+    def ask(self, statement: Statement) -> Result:
+        """Run one statement by itself; several texts of one name run in one transaction."""
+        calls = self._database.prepare(statement)
+        if len(calls) > 1 or calls[0][2]:
+            return self.run(single(statement))
+        try:
+            return self._execute(calls[0])
+        except Exception as error:
+            raise self._database.map_error(error) from error
+
+    def script(self, text: str) -> None:
+        """Run a migration's text in one transaction that no other migration runs beside."""
+        try:
+            with self._raw.transaction():
+                self._raw.execute("SET LOCAL lock_timeout = '30s'")
+                self._raw.execute("SELECT pg_advisory_xact_lock(hashtext('duly migrations'))")
+                self._raw.execute(text)
+        except Exception as error:
+            raise self._database.map_error(error) from error
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Until a flush notified, ``wake`` was called, or time is up."""
+        end = time.monotonic() + timeout_seconds
+        try:
+            listener = self._listening()
+            while True:
+                if self._notified(listener):
+                    return True
+                left = end - time.monotonic()
+                if left <= 0:
+                    return False
+                ready, _, _ = select.select([listener.fileno(), self._bell[0]], [], [], left)
+                if self._bell[0] in ready:
+                    self._bell[0].recv(4096)
+                    return True
+                if ready:
+                    listener.pgconn.consume_input()
+        except Exception as error:
+            raise self._database.map_error(error) from error
+
+    def wake(self) -> None:
+        """End a ``wait`` early, from any thread."""
+        with suppress(OSError):  # full: it is already ringing; closed: nobody waits
+            self._bell[1].send(b"!")
+
+    def close(self) -> None:
+        """Close the connection; never raises."""
+        listener = self._listener if self._listener is not self._raw else None
+        for thing in (self._raw, listener, *self._bell):
+            with suppress(Exception):  # whatever a broken connection says on close, it is gone
+                if thing is not None:
+                    thing.close()
+
+    def _listening(self) -> Any:
+        if self._listener is None:
+            url = self._database.listen_url
+            self._listener = self._raw if url is None else self._database._open(url)
+            self._listener.add_notify_handler(self._heard)
+            self._rang = False
+            self._listener.execute(f'LISTEN "{self._database.channel}"')
+        return self._listener
+
+    def _heard(self, notify: Any) -> None:
+        self._rang = True
+
+    def _notified(self, listener: Any) -> bool:
+        while listener.pgconn.notifies() is not None:
+            self._rang = True
+        rang, self._rang = self._rang, False
+        return rang
+
+    def _call(self, statement: Statement) -> Result:
+        result = Result([], 0)
+        for n, call in enumerate(self._database.prepare(statement)):
+            step = self._execute(call)
+            result = Result(step.rows or result.rows, step.count if n == 0 else result.count)
+        return result
+
+    def _execute(self, call: Call) -> Result:
+        text, values, many = call
+        with self._raw.cursor(binary=True) as cursor:
+            if many:
+                cursor.executemany(text, values)
+                return Result([], cursor.rowcount)
+            cursor.execute(text, values)
+            rows = cursor.fetchall() if cursor.description is not None else []
+            return Result(rows, cursor.rowcount)
+
+    def _rollback(self) -> bool:
+        """Roll back; True when the connection is lost instead."""
+        try:
+            self._raw.execute("ROLLBACK")
+        except Exception:  # noqa: BLE001  # a lost connection has rolled back by itself
+            self._raw.close()
+            return True
+        return bool(self._raw.closed)
+
+
+def _columns(rows: Sequence[Any]) -> dict[str, Any]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _plain(url: str) -> str:
+    scheme, sep, rest = url.partition("://")
+    return f"postgresql{sep}{rest}" if scheme.startswith("postgres") else url
+
+
+def _alchemy(url: str) -> str:
+    return url.replace("postgresql://", "postgresql+psycopg://", 1)

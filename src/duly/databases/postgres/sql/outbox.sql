@@ -1,0 +1,40 @@
+-- name: outbox.constraints
+SET CONSTRAINTS ALL IMMEDIATE
+
+-- name: outbox.insert_plain
+WITH added AS (
+    INSERT INTO duly_outbox (message_id, message_type, kind, topic, key, lane, payload, headers)
+    SELECT message_id, message_type, kind, topic, key, lane, payload, headers
+    FROM unnest(%(message_id)b::text[], %(message_type)b::text[], %(kind)b::text[], %(topic)b::text[], %(key)b::text[],
+                %(lane)b::smallint[], %(payload)b::bytea[], %(headers)b::text[])
+        WITH ORDINALITY AS r(message_id, message_type, kind, topic, key, lane, payload, headers, place)
+    ORDER BY place
+)
+SELECT pg_notify('duly_wake', '') FROM duly_lease WHERE asleep LIMIT 1
+
+-- name: outbox.insert_keyed
+-- Locks first, in the order of the stripes, then the ids: id order is commit order per key.
+WITH patience AS MATERIALIZED (
+    SELECT CASE WHEN current_setting('lock_timeout') IN ('0', '0ms') THEN set_config('lock_timeout', %(lock_timeout)s, true) END
+), locks AS MATERIALIZED (
+    SELECT count(pg_advisory_xact_lock(%(namespace)s, s.stripe) IS NULL) AS taken
+    FROM patience, unnest(%(stripes)b::int[]) AS s(stripe)
+), added AS (
+    INSERT INTO duly_outbox (message_id, message_type, kind, topic, key, lane, payload, headers)
+    SELECT message_id, message_type, kind, topic, key, lane, payload, headers
+    FROM locks, unnest(%(message_id)b::text[], %(message_type)b::text[], %(kind)b::text[], %(topic)b::text[],
+                %(key)b::text[], %(lane)b::smallint[], %(payload)b::bytea[], %(headers)b::text[])
+        WITH ORDINALITY AS r(message_id, message_type, kind, topic, key, lane, payload, headers, place)
+    WHERE locks.taken >= 0
+    ORDER BY place
+)
+SELECT pg_notify('duly_wake', '') FROM duly_lease WHERE asleep LIMIT 1
+
+-- name: outbox.settle :arrays
+DELETE FROM duly_outbox b USING unnest(%(id)s::bigint[], %(message_id)b::text[]) AS d(id, message_id)
+WHERE b.id = d.id AND b.message_id = d.message_id
+
+-- name: outbox.keep :arrays
+UPDATE duly_outbox b SET status = d.status, settled_at = clock_timestamp()
+FROM unnest(%(id)s::bigint[], %(message_id)b::text[], %(status)b::text[]) AS d(id, message_id, status)
+WHERE b.id = d.id AND b.message_id = d.message_id

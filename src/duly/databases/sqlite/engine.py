@@ -1,0 +1,79 @@
+"""SQLAlchemy engines for SQLite that begin what they commit.
+
+Python's sqlite3 opens transactions late and by guessing from the statement's text: a SELECT runs
+outside, a SAVEPOINT outside of any transaction commits on release, and a read that later writes can
+fail with SQLITE_BUSY however long it waits.  Engines made here say BEGIN IMMEDIATE when SQLAlchemy
+begins, and mark their connections so that this can be checked (``ImmediateConnection``).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+from duly.errors import MissingExtraError
+
+__all__ = ["ImmediateConnection", "sqlite_engine"]
+
+
+class ImmediateConnection(sqlite3.Connection):
+    """A connection whose transactions start with BEGIN IMMEDIATE; the class is the mark."""
+
+
+def sqlite_engine(
+    url: str,
+    *,
+    busy_seconds: float = 5.0,
+    synchronous: str = "FULL",
+    asynchronous: bool = False,
+    **options: Any,
+) -> Any:
+    """A SQLAlchemy engine whose transactions are safe to publish in.
+
+    url: ``sqlite:///file.db``, for asynchronous engines also with ``+aiosqlite``. busy_seconds: how
+    long a transaction waits for the writer before it. synchronous: FULL (default) survives power
+    loss; NORMAL may lose the last commits then. asynchronous: return an AsyncEngine. options:
+    passed on to ``create_engine``.
+
+    Raises MissingExtraError without aiosqlite for asynchronous engines.
+    """
+    from sqlalchemy import create_engine, event
+    from sqlalchemy.engine import make_url
+
+    target = make_url(url)
+    arguments = {
+        "timeout": busy_seconds,
+        "factory": ImmediateConnection,
+        **options.pop("connect_args", {}),
+    }
+    if asynchronous or target.get_driver_name() == "aiosqlite":
+        try:
+            import aiosqlite  # noqa: F401  # asked for here so that its absence names the extra
+        except ImportError as error:
+            raise MissingExtraError("aiosqlite", "sqlite-async") from error
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        engine: Any = create_async_engine(
+            target.set(drivername="sqlite+aiosqlite"), connect_args=arguments, **options
+        )
+    else:
+        engine = create_engine(target, connect_args=arguments, **options)
+    sync = getattr(engine, "sync_engine", engine)
+
+    @event.listens_for(sync, "connect")
+    def prepare(connection: Any, record: Any) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", f"synchronous={_word(synchronous)}", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(sync, "begin")
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _word(value: str) -> str:
+    return {"FULL": "FULL", "NORMAL": "NORMAL", "EXTRA": "EXTRA"}[value.upper()]

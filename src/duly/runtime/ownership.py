@@ -1,0 +1,133 @@
+"""Which lanes of one scope this node holds, and the slow dance of giving and taking them.
+
+Owns the lane rows of ``duly_lease`` for this node.  A lane is given back only when nothing of it is
+under way any more; it is taken only when it is free, which ``kernel.lanes.plan`` decides from the
+members alive.  The invariant: ``terms`` answers with a term only while both the member row and the
+lane row were ours by the last thing the database said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from duly.kernel.lanes import plan
+from duly.kernel.lease import LeaseTerm
+from duly.kernel.names import LANES
+from duly.observe.facts import LeaseTaken
+from duly.observe.hooks import Hooks
+from duly.ports import Statement
+from duly.runtime.connection import ConnectionThread
+from duly.runtime.leases import Beat, LeaseKeeper
+
+__all__ = ["LaneOwnership"]
+
+CHECK_EVERY_BEATS = 20  # a look at the lane rows even when the membership stands still
+
+
+class LaneOwnership:
+    """The lanes of one scope in this node's hands."""
+
+    def __init__(
+        self, scope: str, *, keeper: LeaseKeeper, connection: ConnectionThread, hooks: Hooks
+    ) -> None:
+        self.scope = scope
+        self._keeper, self._connection, self._hooks = keeper, connection, hooks
+        self._tokens: dict[int, int] = {}
+        self._leaving: set[int] = set()
+        self._members: tuple[str, ...] = ()
+        self._holder = ""
+        self._beats = 0
+        self._seeded = False
+
+    @property
+    def readable(self) -> frozenset[int]:
+        """The lanes to read: held and not about to be given back."""
+        return frozenset(self._tokens.keys() - self._leaving)
+
+    @property
+    def leaving(self) -> frozenset[int]:
+        """Lanes that wait to be given back once nothing of them is under way."""
+        return frozenset(self._leaving)
+
+    def term(self, lane: int) -> LeaseTerm | None:
+        """The term of a lane now, None when it is not ours (any more)."""
+        token = self._tokens.get(lane)
+        if token is None or self._holder != self._keeper.holder or self._keeper.remaining() == 0.0:
+            return None
+        return LeaseTerm(f"lane/{self.scope}/{lane}", token, self._keeper.until)
+
+    @property
+    def holder(self) -> str:
+        """Under which name the lanes are held."""
+        return self._holder
+
+    def drop_all(self) -> frozenset[int]:
+        """Everything was lost; returns what it was."""
+        lost = frozenset(self._tokens)
+        self._tokens.clear()
+        self._leaving.clear()
+        self._members = ()
+        return lost
+
+    async def rebalance(self, beat: Beat) -> frozenset[int]:
+        """After a beat: mark surplus lanes as leaving, take free ones; returns the lanes that were
+        taken.
+        """
+        members = tuple(sorted(beat.members.get(self.scope, ())))
+        self._beats += 1
+        if members == self._members and self._beats % CHECK_EVERY_BEATS:
+            return frozenset()
+        holder = self._keeper.holder
+        if not holder or holder not in members:
+            return frozenset()
+        if not self._seeded:
+            await self._connection.ask(
+                Statement("lease.seed", {"scope": self.scope, "lanes": LANES})
+            )
+            self._seeded = True
+        rows = (await self._connection.ask(Statement("lease.lanes", {"scope": self.scope}))).rows
+        owners = {lane: owner if owner in members else None for lane, owner, _ in rows}
+        self._adopt(holder, {lane: token for lane, owner, token in rows if owner == holder})
+        steps = plan(frozenset(self._tokens), owners, members, holder)
+        self._leaving = set(steps.release)
+        taken = await self._take(holder, steps.take)
+        settled = len(taken) == len(steps.take) and not steps.release
+        self._members = members if settled else ()
+        return taken
+
+    async def release(self, lanes: Collection[int]) -> None:
+        """Give back lanes of which nothing is under way."""
+        held = [lane for lane in lanes if lane in self._tokens]
+        if held:
+            values = {"scope": self.scope, "lanes": held, "holder": self._holder}
+            for lane in held:
+                del self._tokens[lane]
+                self._leaving.discard(lane)
+            await self._connection.ask(Statement("lease.release", values))
+
+    def _adopt(self, holder: str, tokens: dict[int, int]) -> None:
+        if holder != self._holder:
+            self._holder, self._tokens = holder, {}
+            self._leaving.clear()
+        self._tokens = {
+            lane: token for lane, token in self._tokens.items() if tokens.get(lane) == token
+        }
+
+    async def _take(self, holder: str, lanes: Collection[int]) -> frozenset[int]:
+        if not lanes:
+            return frozenset()
+        values = {"scope": self.scope, "lanes": list(lanes), "holder": holder}
+        rows = (await self._connection.ask(Statement("lease.take", values))).rows
+        taken = dict(rows)
+        if holder != self._keeper.holder:
+            return (
+                frozenset()
+            )  # lost while asking; the rows are free for the others as soon as we are buried
+        self._tokens |= taken
+        if taken:
+            self._hooks.emit(
+                LeaseTaken(
+                    what="lane", names=tuple(f"{self.scope}/{lane}" for lane in sorted(taken))
+                )
+            )
+        return frozenset(taken)

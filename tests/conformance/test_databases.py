@@ -1,0 +1,27 @@
+"""Our databases against the public suite, on real servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from duly.databases.postgres.database import PostgresDatabase
+from duly.databases.sqlite.database import SqliteDatabase
+from duly.testing.database_conformance import DatabaseConformance
+
+
+class TestSqlite(DatabaseConformance):
+    @pytest.fixture
+    def database(self, sqlite_url: str) -> Iterator[SqliteDatabase]:
+        made = SqliteDatabase(sqlite_url)
+        yield made
+        made.close()
+
+
+class TestPostgres(DatabaseConformance):
+    @pytest.fixture
+    def database(self, postgres_url: str) -> Iterator[PostgresDatabase]:
+        made = PostgresDatabase(postgres_url)
+        yield made
+        made.close()

@@ -1,0 +1,256 @@
+"""The lane reader on a real SQLite file, with work that says what the test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from duly.databases.sqlite.database import SqliteDatabase
+from duly.kernel.backoff import Retry
+from duly.kernel.names import place
+from duly.message import new_id
+from duly.observe.hooks import Hooks
+from duly.ports import Connection, Statement
+from duly.runtime.clock import SystemClock
+from duly.runtime.lanes import LaneTiming
+from duly.runtime.leases import Deadlines
+from duly.runtime.node import LeaseTiming, Node
+from duly.runtime.work import LaneTerms, Row, Verdict, VerdictKind
+
+DONE = Verdict(VerdictKind.DONE)
+RETRY = Verdict(VerdictKind.RETRY, "REFUSED: not now")
+LATER = Verdict(VerdictKind.LATER, "BROKER_UNAVAILABLE: gone")
+FAILED = Verdict(VerdictKind.FAILED, "IMPOSSIBLE: never")
+
+
+class Script:
+    """Work that answers every row by a function, and remembers what it was given."""
+
+    box = scope = "outbox"
+    group = ""
+    batch_max, in_flight_max = 20, 3
+
+    def __init__(
+        self, answer: Callable[[Row], Verdict], *, attempts: int = 50, block: bool = False
+    ) -> None:
+        self.answer, self.attempts, self.block = answer, attempts, block
+        self.done: list[Row] = []
+        self.tried: list[Row] = []
+        self.under_way: set[tuple[str, str]] = set()
+
+    async def deliver(
+        self, rows: Sequence[Row], *, deadline_seconds: float, terms: LaneTerms
+    ) -> Sequence[Verdict]:
+        keys = {key for row in rows if (key := self.order_key(row))}
+        assert not keys & self.under_way, "two rows of one key under way"
+        self.under_way |= keys
+        self.tried.extend(rows)
+        await asyncio.sleep(0)
+        self.under_way -= keys
+        verdicts = [self.answer(row) for row in rows]
+        self.done.extend(
+            row for row, verdict in zip(rows, verdicts, strict=True) if verdict is DONE
+        )
+        return verdicts
+
+    def order_key(self, row: Row) -> tuple[str, str] | None:
+        return None if row.key is None else (row.topic, row.key)
+
+    wave_key = order_key
+
+    def retry_of(self, row: Row) -> Retry:
+        return Retry(attempts=self.attempts, base="20ms", max="40ms")
+
+    def blocks(self, row: Row) -> bool:
+        return self.block
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[SqliteDatabase]:
+    made = SqliteDatabase(f"sqlite:///{tmp_path}/lanes.db")
+    connection = made.connect()
+    for _, _, text in made.migrations():
+        connection.script(text)
+    connection.close()
+    yield made
+    made.close()
+
+
+def store(connection: Connection, keys: Sequence[str | None]) -> list[str]:
+    """Insert one message per key; returns their ids."""
+    many = []
+    for n, key in enumerate(keys):
+        lane = n % 64 if key is None else place("orders", key).lane
+        many.append(
+            {
+                "message_id": new_id(),
+                "message_type": "order.placed",
+                "kind": "event",
+                "topic": "orders",
+                "key": key,
+                "lane": lane,
+                "stripe": None,
+                "payload": b"{}",
+                "headers": "{}",
+            }
+        )
+    connection.ask(Statement("outbox.insert", many=many))
+    return [row["message_id"] for row in many]
+
+
+@asynccontextmanager
+async def running(database: SqliteDatabase, work: Script, **timing: float) -> AsyncIterator[Node]:
+    clock = SystemClock()
+    node = Node(
+        database,
+        [work],
+        clock=clock,
+        hooks=Hooks(),
+        deadlines=Deadlines(clock),
+        lease=LeaseTiming(1.0, 0.25),
+        lanes=LaneTiming(batch=50, poll_every=0.1, **timing),  # type: ignore[arg-type]
+    )
+    task = asyncio.create_task(node.run())
+    try:
+        yield node
+    finally:
+        node.stop()
+        await asyncio.wait_for(task, 10)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def rows_left(database: SqliteDatabase) -> list[tuple[str, str | None, str]]:
+    with sqlite3.connect(database.path) as raw:
+        return raw.execute("SELECT message_id, key, status FROM duly_outbox ORDER BY id").fetchall()
+
+
+async def test_every_row_is_delivered_once_and_settled(database: SqliteDatabase) -> None:
+    work = Script(lambda row: DONE)
+    connection = database.connect()
+    ids = store(connection, [None] * 300)
+    async with running(database, work):
+        await until(lambda: not rows_left(database))
+        more = store(connection, [None] * 10)
+        await until(lambda: not rows_left(database))
+    assert sorted(row.message_id for row in work.done) == sorted(ids + more)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_order_per_key_survives_random_failures(database: SqliteDatabase, seed: int) -> None:
+    """m1 fails and waits for its retry; m2 of its key must not overtake, whatever happens to m1
+    meanwhile.
+    """
+    chance = random.Random(seed)
+    work = Script(
+        lambda row: chance.choice(
+            [DONE, DONE, RETRY, DONE, LATER if chance.random() < 0.1 else DONE]
+        )
+    )
+    connection = database.connect()
+    keys = [f"k{chance.randrange(12)}" for _ in range(400)]
+    ids = store(connection, keys)
+    async with running(database, work):
+        await until(lambda: not rows_left(database), 40)
+    done = [row.message_id for row in work.done]
+    assert sorted(done) == sorted(ids)
+    for key in set(keys):
+        assert [row.message_id for row in work.done if row.key == key] == [
+            i for i, k in zip(ids, keys, strict=True) if k == key
+        ]
+
+
+async def test_a_poison_key_stops_nobody_and_its_followers_wait_for_it(
+    database: SqliteDatabase,
+) -> None:
+    open_now = False
+    work = Script(lambda row: RETRY if row.key == "poison" and not open_now else DONE)
+    connection = database.connect()
+    ids = store(connection, ["poison"] * 120 + [f"k{n}" for n in range(100)])
+    async with running(database, work):
+        await until(lambda: sum(1 for row in work.done) == 100)
+        assert {row.message_id for row in work.tried if row.key == "poison"} == {ids[0]}
+        open_now = True
+        await until(lambda: not rows_left(database), 30)
+    assert [row.message_id for row in work.done if row.key == "poison"] == ids[:120]
+
+
+async def test_skip_lets_the_key_go_on_after_the_last_attempt(database: SqliteDatabase) -> None:
+    connection = database.connect()
+    ids = store(connection, ["a", "a", "a"])
+    work = Script(lambda row: RETRY if row.message_id == ids[0] else DONE, attempts=2)
+    async with running(database, work):
+        await until(lambda: len(work.done) == 2)
+        await until(lambda: [status for _, _, status in rows_left(database)] == ["failed"])
+    assert [row.message_id for row in work.done] == ids[1:]
+
+
+async def test_block_keeps_the_key_until_a_person_acts(database: SqliteDatabase) -> None:
+    connection = database.connect()
+    ids = store(connection, ["a", "a", "a", "b"])
+    work = Script(lambda row: FAILED if row.message_id == ids[0] else DONE, block=True)
+    async with running(database, work):
+        await until(
+            lambda: [status for _, _, status in rows_left(database)] == ["failed", "held", "held"]
+        )
+        await asyncio.sleep(0.3)
+    assert [row.message_id for row in work.done] == [ids[3]]
+    with sqlite3.connect(database.path) as raw:
+        assert raw.execute("SELECT key, blocker_id FROM duly_key_hold").fetchall() == [("a", 1)]
+
+
+async def test_two_nodes_share_the_lanes_and_a_dead_one_is_replaced(
+    database: SqliteDatabase,
+) -> None:
+    first, second = Script(lambda row: DONE), Script(lambda row: DONE)
+    connection = database.connect()
+
+    def owners() -> dict[str, int]:
+        query = (
+            "SELECT holder, count(*) FROM duly_lease "
+            "WHERE kind = 'lane' AND holder IS NOT NULL GROUP BY holder"
+        )
+        with sqlite3.connect(database.path) as raw:
+            return dict(raw.execute(query).fetchall())
+
+    async with running(database, first):
+        await until(lambda: list(owners().values()) == [64])
+        async with running(database, second):
+            await until(lambda: sorted(owners().values()) == [32, 32])
+            ids = store(connection, [None] * 128)
+            await until(lambda: not rows_left(database))
+        await until(lambda: list(owners().values()) == [64])
+    assert len(first.done) == len(second.done) == 64
+    assert sorted(row.message_id for row in first.done + second.done) == sorted(ids)
+
+
+async def test_a_failure_under_a_lost_lease_is_not_stored(database: SqliteDatabase) -> None:
+    """The lane was taken over while the row was under way: the late failure must not touch the new
+    owner's row.
+    """
+    connection = database.connect()
+    store(connection, ["a"])
+
+    def steal(row: Row) -> Verdict:
+        with sqlite3.connect(database.path, timeout=5) as raw:
+            raw.execute("UPDATE duly_lease SET token = token + 1 WHERE kind = 'lane'")
+        return RETRY
+
+    work = Script(steal)
+    async with running(database, work):
+        await until(lambda: len(work.tried) >= 1)
+        await asyncio.sleep(0.2)
+        with sqlite3.connect(database.path) as raw:
+            assert raw.execute("SELECT status, attempts FROM duly_outbox").fetchall() == [
+                ("ready", 0)
+            ]
