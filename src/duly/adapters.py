@@ -1,0 +1,98 @@
+"""URL scheme -> adapter: the one table of what duly can talk to.
+
+An adapter is imported when its URL is first used, so a program loads only the drivers it needs.
+With ``app`` the only place that names concrete adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+from duly.config import Settings
+from duly.errors import ConfigurationError
+from duly.ports import Broker, Database
+
+__all__ = ["BROKERS", "DATABASES", "make_broker", "make_database"]
+
+
+def _sqlite(url: str, settings: Settings, engines: dict[str, Any]) -> Database:
+    from duly.databases.sqlite.database import SqliteDatabase
+
+    return SqliteDatabase(
+        url, prefix=settings.table_prefix, busy_seconds=settings.lock_timeout, **engines
+    )
+
+
+def _postgres(url: str, settings: Settings, engines: dict[str, Any]) -> Database:
+    from duly.databases.postgres.database import PostgresDatabase
+
+    return PostgresDatabase(
+        url,
+        prefix=settings.table_prefix,
+        lock_timeout_seconds=settings.lock_timeout,
+        idle_timeout_seconds=settings.handler_timeout,
+        listen_url=settings.listen_url,
+        **engines,
+    )
+
+
+def _embedded(url: str, settings: Settings) -> Broker:
+    from duly.brokers.embedded.broker import EmbeddedBroker
+
+    return EmbeddedBroker(url)
+
+
+def _rabbitmq(url: str, settings: Settings) -> Broker:
+    from duly.brokers.rabbitmq.broker import RabbitMQBroker
+
+    return RabbitMQBroker(url)
+
+
+DATABASES: dict[str, Callable[[str, Settings, dict[str, Any]], Database]] = {
+    "sqlite": _sqlite,
+    "postgres": _postgres,
+    "postgresql": _postgres,
+}
+BROKERS: dict[str, Callable[[str, Settings], Broker]] = {
+    "embedded": _embedded,
+    "amqp": _rabbitmq,
+    "amqps": _rabbitmq,
+}
+
+
+def make_database(settings: Settings, given: Any = None) -> Database:
+    """The database of the settings, or of an Engine or AsyncEngine of the user's.
+
+    Raises ConfigurationError for an unknown scheme, MissingExtraError for a driver that is not
+    installed.
+    """
+    if given is None or isinstance(given, str):
+        url = settings.database if given is None else given
+        return _pick(DATABASES, url, "database")(url, settings, {})
+    sync = getattr(given, "sync_engine", None)
+    engines = {"async_engine": given} if sync is not None else {"engine": given}
+    url = given.url.render_as_string(hide_password=False)
+    return _pick(DATABASES, url, "database")(url, settings, engines)
+
+
+def make_broker(settings: Settings, given: Any = None) -> Broker:
+    """The broker of the settings, of a URL, or the object itself when it is one. Raises as
+    ``make_database``.
+    """
+    if given is not None and not isinstance(given, str):
+        return given  # type: ignore[no-any-return]
+    url = settings.broker if given is None else given
+    return _pick(BROKERS, url, "broker")(url, settings)
+
+
+def _pick(table: dict[str, Any], url: str, what: str) -> Any:
+    scheme = url.partition(":")[0].partition("+")[0].lower()
+    if scheme not in table:
+        near = get_close_matches(scheme, table, n=1)
+        hint = f"; did you mean {near[0]}://?" if near else ""
+        raise ConfigurationError(
+            f"no {what} is known for {scheme!r}://; there are {', '.join(sorted(table))}{hint}"
+        )
+    return table[scheme]

@@ -1,0 +1,379 @@
+"""The asyncio face of the embedded broker: calls become jobs of the engine's thread, one per batch.
+
+Invariant: a publish that its caller has given up on is never committed afterwards, unless the
+commit had begun - then its outcome was unknown. Owns the URL, the deadline of a publish and the
+hand-over of batches to the loop; leaves out every statement (``log``, ``claims``) and every
+decision about sources (``reader``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from duly.brokers.embedded.engine import Engine, Feed
+from duly.brokers.embedded.log import PAYLOAD_BYTES_MAX, Log
+from duly.brokers.embedded.reader import Reader, Token
+from duly.brokers.embedded.schema import boot_seconds
+from duly.errors import BrokerUnavailableError, ConfigurationError, DulyError, OutcomeUnknownError
+from duly.message import Message
+from duly.ports import (
+    BrokerFeatures,
+    Delivery,
+    Finding,
+    Outcome,
+    OutcomeKind,
+    Peeked,
+    Severity,
+    Subscription,
+    SubscriptionSpec,
+    TopicSpec,
+    TopicStatus,
+)
+
+__all__ = ["EmbeddedBroker", "EmbeddedSubscription"]
+
+T = TypeVar("T")
+
+MEMORY = ":memory:"
+CALL_SECONDS = 10.0
+CLOSE_SECONDS = 5.0
+_UNKNOWN = Outcome(OutcomeKind.UNKNOWN, "no answer from the disk before the deadline")
+
+
+class EmbeddedBroker:
+    """A durable log with consumer groups in a SQLite file, for many processes on one machine.
+
+    url: ``embedded:///relative.db``, ``embedded:////absolute.db``, or ``embedded:///:memory:``
+    (this object only). lease_seconds: after a crash, until another process takes over.
+    retention_seconds: how long messages that every group has read are kept. Raises
+    ConfigurationError for a bad URL or a limit that is not above zero.
+
+    Guarantee: at least once, in order per key; a confirmed batch is on the disk, whole. On failure:
+    nothing of a batch is stored unless its outcome is UNKNOWN. Idempotence: none, a batch published
+    twice is there twice.
+    """
+
+    def __init__(
+        self, url: str, *, lease_seconds: float = 4.0, retention_seconds: float = 7 * 86_400.0
+    ) -> None:
+        self._path = _path(url)
+        if not lease_seconds > 0 or not retention_seconds > 0:
+            raise ConfigurationError(
+                "embedded broker: lease_seconds and retention_seconds must be above 0"
+            )
+        self.features = BrokerFeatures(
+            durable=self._path != MEMORY,
+            ordered_source=True,
+            atomic_batch=True,
+            reports_unrouted=True,
+            redelivers=True,
+            late_subscriber_sees_history=True,
+            payload_bytes_max=PAYLOAD_BYTES_MAX,
+        )
+        self._engine = Engine(
+            self._path, lease_seconds=lease_seconds, retention_seconds=retention_seconds
+        )
+        self._subscriptions: list[EmbeddedSubscription] = []
+
+    async def start(self) -> None:
+        """Open the file in the background. Raises ConfigurationError when its folder does not
+        exist.
+        """
+        folder = Path(self._path).parent
+        if self._path != MEMORY and not await asyncio.to_thread(folder.is_dir):
+            raise ConfigurationError(f"embedded broker: the folder {folder} does not exist")
+        self._engine.start()
+
+    async def declare(
+        self, topics: Sequence[TopicSpec], subscriptions: Sequence[SubscriptionSpec]
+    ) -> None:
+        """Make sure that topics and groups exist. Idempotent.
+
+        Raises BrokerUnavailableError (again later), ConfigurationError (the file is not a log, or
+        cannot be written).
+        """
+        groups = [
+            (topic, _group(spec, topic), spec.from_start)
+            for spec in subscriptions
+            for topic in spec.topics
+        ]
+        await self._call(lambda log: log.declare(topics, groups))
+
+    async def publish(
+        self, messages: Sequence[Message], *, deadline_seconds: float
+    ) -> Sequence[Outcome]:
+        """Store a batch in one transaction; one outcome per message, in order.
+
+        deadline_seconds: past it nothing of the batch is stored any more; UNKNOWN only when the
+        commit had begun.
+        """
+        if not messages:
+            return []
+        if not self._engine.alive:
+            return _unavailable(messages, "the broker is not running")
+        attempt = _Attempt(deadline_seconds)
+        future = self._engine.submit(lambda log: self._publish(log, messages, attempt))
+        waiting = asyncio.wrap_future(future)
+        waiting.add_done_callback(_seen)
+        try:
+            await asyncio.wait({waiting}, timeout=deadline_seconds)
+        finally:
+            abandoned = not waiting.done() and attempt.abandon()
+        if abandoned:
+            return _unavailable(messages, "the deadline passed before the commit")
+        if not waiting.done():
+            return [_UNKNOWN] * len(messages)
+        try:
+            return waiting.result()
+        except OutcomeUnknownError as error:
+            return [Outcome(OutcomeKind.UNKNOWN, error.detail)] * len(messages)
+        except DulyError as error:
+            return _unavailable(messages, error.detail)
+
+    def _publish(self, log: Log, messages: Sequence[Message], attempt: _Attempt) -> list[Outcome]:
+        outcomes = log.publish(
+            messages, wait_seconds=attempt.left_seconds(), may_commit=attempt.may_commit
+        )
+        self._engine.published()
+        return outcomes
+
+    async def subscribe(self, spec: SubscriptionSpec) -> Subscription:
+        """Start receiving for one group; declares what is missing. Raises as ``declare``."""
+        await self.declare([], [spec])
+        subscription = EmbeddedSubscription(self._engine, spec)
+        await self._call(subscription.open)
+        self._subscriptions.append(subscription)
+        return subscription
+
+    async def inspect(self) -> Sequence[Finding]:
+        """The durability verdict, and whether the file can be used."""
+        if self._path == MEMORY:
+            return [_memory()]
+        try:
+            facts = await self._call(_facts)
+        except DulyError as error:
+            return [
+                Finding(
+                    "EMBEDDED_FILE",
+                    Severity.RED,
+                    error.detail,
+                    "Check the path, its owner and the disk.",
+                )
+            ]
+        return [_durability(facts)]
+
+    async def topics(self) -> list[TopicStatus]:
+        """Every topic with its depth, and per group what is read and what is left. Raises
+        BrokerUnavailableError.
+        """
+        return await self._call(lambda log: log.topics())
+
+    async def peek(self, topic: str, *, after: str | None = None, limit: int = 20) -> list[Peeked]:
+        """Stored messages in commit order, consuming nothing.
+
+        after: the cursor of the last one seen; "" from the oldest kept; None for the newest
+        ``limit``.
+        """
+        return await self._call(lambda log: log.peek(topic, after=after, limit=limit))
+
+    async def close(self) -> None:
+        """Close subscriptions and the file within a few seconds. Idempotent."""
+        for subscription in list(self._subscriptions):
+            await subscription.close()
+        self._subscriptions.clear()
+        await asyncio.to_thread(self._engine.close, CLOSE_SECONDS)
+
+    async def _call(self, work: Callable[[Log], T]) -> T:
+        return await _wait(self._engine, self._engine.submit(work))
+
+
+class EmbeddedSubscription:
+    """A running subscription of one group; made by ``EmbeddedBroker.subscribe``."""
+
+    def __init__(self, engine: Engine, spec: SubscriptionSpec) -> None:
+        self._engine = engine
+        self._spec = spec
+        self._loop = asyncio.get_running_loop()
+        self._arrived: list[list[Delivery]] = []
+        self._wake = asyncio.Event()
+        self._closed = False
+        self._feed: Feed | None = None
+
+    def open(self, log: Log) -> None:
+        """Join the group; runs in the engine's thread."""
+        topics = [(log.topic_id(t), _group(self._spec, t), t.name) for t in self._spec.topics]
+        holder = f"{os.getpid()}-{token_hex(6)}"
+        reader = Reader(
+            holder, topics, prefetch=self._spec.prefetch, ttl=self._engine.lease_seconds
+        )
+        self._feed = Feed(reader, self._deliver)
+        self._engine.add(self._feed)
+
+    def _deliver(self, batch: list[Delivery]) -> bool:
+        try:
+            self._loop.call_soon_threadsafe(self._arrive, batch)
+        except RuntimeError:  # the loop was closed without closing us
+            return False
+        return True
+
+    def _arrive(self, batch: list[Delivery]) -> None:
+        self._arrived.append(batch)
+        self._wake.set()
+
+    async def batches(self) -> AsyncIterator[list[Delivery]]:
+        """Batches of 1 to ``prefetch`` deliveries, until closed."""
+        while not self._closed:
+            await self._wake.wait()
+            self._wake.clear()
+            arrived, self._arrived = self._arrived, []
+            batch = await self._still_ours([d for part in arrived for d in part])
+            if batch and not self._closed:
+                yield batch
+
+    async def _still_ours(self, arrived: list[Delivery]) -> list[Delivery]:
+        """Without those whose lease has run out: a process that was stopped must not hand out what
+        another may have taken over. They are given back, or nobody would read them again."""
+        now = boot_seconds()
+        late = [d.token for d in arrived if d.token[0].until <= now]
+        await self.release(late)
+        return [d for d in arrived if d.token[0].until > now] if late else arrived
+
+    async def ack(self, tokens: Sequence[Any]) -> None:
+        """These are done; their positions are stored within some ten milliseconds, or at close."""
+        feed = self._feed
+        if feed is not None and tokens:
+            acked: list[Token] = list(tokens)
+            self._engine.post(lambda: feed.reader.ack(acked))
+
+    async def release(self, tokens: Sequence[Any]) -> None:
+        """Give back: the sources of these go to other members at once, or come back to us after a
+        second.
+        """
+        feed = self._feed
+        if feed is not None and tokens:
+            released: list[Token] = list(tokens)
+            self._engine.post(lambda: feed.reader.release(released, boot_seconds()))
+
+    async def close(self) -> None:
+        """Store positions, give back what is not acked, leave the group. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._wake.set()
+        feed = self._feed
+        if feed is not None and self._engine.alive:
+            with contextlib.suppress(DulyError):  # the leases run out by themselves
+                await _wait(
+                    self._engine, self._engine.submit(lambda log: self._engine.remove(feed, log))
+                )
+
+
+class _Attempt:
+    """One publish, given up by its caller or committed by the engine, never both."""
+
+    def __init__(self, deadline_seconds: float) -> None:
+        self._deadline = time.monotonic() + deadline_seconds
+        self._lock = threading.Lock()
+        self._abandoned = False
+        self.committing = False
+
+    def left_seconds(self) -> float:
+        return max(0.001, self._deadline - time.monotonic())
+
+    def may_commit(self) -> bool:
+        with self._lock:
+            self.committing = not self._abandoned and time.monotonic() < self._deadline
+            return self.committing
+
+    def abandon(self) -> bool:
+        with self._lock:
+            self._abandoned = not self.committing
+            return self._abandoned
+
+
+async def _wait(engine: Engine, future: Future[T]) -> T:
+    if not engine.alive:
+        raise BrokerUnavailableError("the embedded broker is not running")
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(future), CALL_SECONDS)
+    except TimeoutError:
+        raise BrokerUnavailableError(
+            f"embedded broker {engine.path}: no answer in {CALL_SECONDS:.0f} s"
+        ) from None
+
+
+def _seen(waiting: asyncio.Future[Any]) -> None:
+    """Look at the exception of a publish that nobody waits for any more."""
+    if not waiting.cancelled():
+        waiting.exception()
+
+
+def _path(url: str) -> str:
+    parts = urlsplit(url)
+    path = unquote(parts.path)[1:]
+    if (
+        parts.scheme != "embedded"
+        or parts.netloc
+        or parts.query
+        or parts.fragment
+        or not path
+        or "\0" in path
+    ):
+        raise ConfigurationError(
+            f"broker URL {ascii(url)[:200]}: write embedded:///file.db, "
+            "embedded:////folder/file.db or embedded:///:memory:"
+        )
+    return path
+
+
+def _group(spec: SubscriptionSpec, topic: TopicSpec) -> str:
+    """A command queue has one group, whoever reads it."""
+    return topic.name if topic.kind == "command" else spec.group
+
+
+def _unavailable(messages: Sequence[Message], why: str) -> list[Outcome]:
+    return [Outcome(OutcomeKind.UNAVAILABLE, why)] * len(messages)
+
+
+def _facts(log: Log) -> dict[str, str]:
+    with log.reading() as db:
+        names = ("journal_mode", "synchronous", "user_version")
+        facts = {name: str(db.execute(f"PRAGMA {name}").fetchone()[0]) for name in names}
+        return facts | {
+            "sqlite": str(db.execute("SELECT sqlite_version()").fetchone()[0]),
+            "file": log.path,
+        }
+
+
+def _durability(facts: dict[str, str]) -> Finding:
+    good = facts["journal_mode"] == "wal" and facts["synchronous"] == "2"
+    settings = f"journal_mode={facts['journal_mode']}, synchronous={facts['synchronous']}"
+    meaning = "on the disk" if good else "not safe against a power cut"
+    message = f"{settings}: a confirmed batch is {meaning}"
+    severity = Severity.GREEN if good else Severity.RED
+    return Finding(
+        "EMBEDDED_DURABILITY",
+        severity,
+        message,
+        "" if good else "Move the file to a local disk.",
+        facts,
+    )
+
+
+def _memory() -> Finding:
+    return Finding(
+        "EMBEDDED_MEMORY",
+        Severity.RED,
+        "kept in memory: gone with the process",
+        "Use embedded:///file.db outside tests.",
+    )

@@ -1,0 +1,96 @@
+"""What stands against running an App: the findings of every room in one list.
+
+Owns how findings are judged: red ones keep an App from starting, unless the code accepts them by
+name with a reason (``allow_unsafe={"CODE": "reason"}``); then they are listed as weak, with that
+reason, every time.  A server that cannot be reached is no finding against the program: it is told
+as such, and the roles wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from duly.errors import DatabaseUnavailableError, RetryableError, UnsafeSettingError
+from duly.outbox.schema import Schema
+from duly.ports import Broker, Finding, Severity
+
+if TYPE_CHECKING:
+    from duly.app import App
+
+__all__ = ["check_all", "check_broker", "check_code", "check_database", "refuse_unsafe"]
+
+BROKER_SECONDS = 10.0
+_ORDER = {Severity.RED: 0, Severity.WEAK: 1, Severity.GREEN: 2}
+
+
+def check_code(app: App) -> list[Finding]:
+    """Handlers and message types."""
+    return app.handlers.check()
+
+
+def check_database(app: App) -> list[Finding]:
+    """The database server and duly's tables. Raises DatabaseUnavailableError."""
+    schema = Schema(app.database, app.name)
+    found = list(app.database.inspect())
+    if schema.status().current:
+        found += schema.check()
+    return found
+
+
+async def check_broker(broker: Broker) -> list[Finding]:
+    """The broker. Raises BrokerUnavailableError."""
+    async with asyncio.timeout(BROKER_SECONDS):
+        return list(await broker.inspect())
+
+
+def check_all(app: App) -> list[Finding]:
+    """Everything, worst first; for callers without an event loop."""
+    found = check_code(app)
+    try:
+        found += check_database(app)
+    except RetryableError as error:
+        found.append(_unreachable("DATABASE_UNREACHABLE", error))
+    try:
+        found += asyncio.run(_with_broker(app))
+    except (RetryableError, TimeoutError) as error:
+        found.append(_unreachable("BROKER_UNREACHABLE", error))
+    accepted = accept(found, app.settings.allow_unsafe)
+    return sorted(accepted, key=lambda finding: _ORDER[finding.severity])
+
+
+def accept(found: Iterable[Finding], reasons: Mapping[str, str]) -> list[Finding]:
+    """Red findings that the code accepts become weak, with the reason."""
+    return [
+        replace(one, severity=Severity.WEAK, fix=f"accepted in code: {reasons[one.code]}")
+        if one.severity is Severity.RED and one.code in reasons
+        else one
+        for one in found
+    ]
+
+
+def refuse_unsafe(found: Iterable[Finding], reasons: Mapping[str, str]) -> None:
+    """Raise UnsafeSettingError that lists every red finding which is not accepted."""
+    red = [one for one in accept(found, reasons) if one.severity is Severity.RED]
+    if red:
+        raise UnsafeSettingError(
+            "; ".join(f"{one.code}: {one.message}. {one.fix}".strip() for one in red)
+        )
+
+
+async def _with_broker(app: App) -> list[Finding]:
+    broker = app.make_broker()
+    try:
+        await broker.start()
+        return await check_broker(broker)
+    finally:
+        await broker.close()
+
+
+def _unreachable(code: str, error: BaseException) -> Finding:
+    what = "database" if isinstance(error, DatabaseUnavailableError) else "server"
+    return Finding(
+        code, Severity.RED, f"{what} not reached: {error}", "start it, or correct the URL"
+    )

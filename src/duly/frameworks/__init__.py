@@ -1,0 +1,40 @@
+"""How a user's transaction is joined; ``join_of`` finds the way without importing a library that is
+not in use.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from duly.errors import NotInTransactionError
+from duly.ports import Join
+
+__all__ = ["join_of"]
+
+_DBAPI = {"sqlite3", "psycopg", "duly"}
+
+
+def join_of(target: Any) -> Join:
+    """The join for a session, connection or transaction of the user.
+
+    Raises NotInTransactionError (NOT_A_TRANSACTION) for anything that none of the joins knows.
+    """
+    return _join_of(type(target))
+
+
+@lru_cache(maxsize=256)
+def _join_of(kind: type) -> Join:
+    packages = {cls.__module__.partition(".")[0] for cls in kind.__mro__}
+    if "sqlalchemy" in packages:
+        from duly.frameworks.sqlalchemy import JOIN as SQLALCHEMY
+
+        return SQLALCHEMY
+    if packages & _DBAPI:
+        from duly.frameworks.dbapi import JOIN as DBAPI
+
+        return DBAPI
+    raise NotInTransactionError(
+        f"{kind.__module__}.{kind.__qualname__} is no session or connection",
+        code="NOT_A_TRANSACTION",
+    )

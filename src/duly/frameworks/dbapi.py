@@ -1,0 +1,401 @@
+"""Joining raw connections: ``sqlite3``, ``psycopg`` sync and async.
+
+Theory of operation.  A driver tells nobody before it commits.  So ``publish`` on a raw connection
+stores at once: the row follows whatever the user does with the transaction.  ``with
+duly.atomic(conn):`` is the deferred form: it begins the transaction, buffers, writes everything as
+the last statement, commits, and runs what waited for the commit; nested blocks are savepoints.
+Inside a savepoint that the user opened by ``conn.transaction()``, which psycopg counts, the row is
+stored at once, and so is gone when the savepoint is.
+
+The invariant: inside ``atomic`` an entry is in the buffer of the innermost block, or already in the
+table.  Left out: SAVEPOINT typed as SQL inside ``atomic``, which nobody sees; a COMMIT typed there
+is found at the end and raises.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from types import TracebackType
+from typing import Any, Self
+from weakref import WeakKeyDictionary, WeakSet
+
+from duly.errors import ConfigurationError, NotInTransactionError
+from duly.frameworks.frames import Item, by_outlet, finish, item, resolve
+from duly.ports import Outlet, Pending, Result, Statement, Steps
+
+__all__ = ["JOIN", "Atomic", "DbapiJoin", "atomic"]
+
+Flow = Generator[tuple[Outlet, Statement], Result, None]
+_LEGACY = -1  # sqlite3.LEGACY_TRANSACTION_CONTROL, which Python 3.11 has not
+
+_open: dict[int, Atomic] = {}  # the innermost block of a connection, by id, while the block is open
+_admitted: WeakKeyDictionary[Any, WeakSet[Outlet]] = WeakKeyDictionary()
+
+
+class DbapiJoin:
+    """The join for raw connections and for ``atomic`` blocks on them."""
+
+    def buffer(self, target: Any, entry: Pending) -> None:
+        """Buffer in the innermost ``atomic`` block of the connection, else store at once.
+
+        Raises NotInTransactionError (NEEDS_ATOMIC for what only a block can do), ConfigurationError
+        (AUTOCOMMIT).
+        """
+        connection = target.connection if isinstance(target, Atomic) else target
+        _check(connection)
+        block = _open.get(id(connection))
+        if isinstance(target, Atomic) and block is None:
+            raise NotInTransactionError("the atomic block has ended")
+        if block is not None and _depth(connection) == block.depth:
+            block.items.append(item(entry))
+            return
+        if _is_async(connection) or entry.outlet is None:
+            raise NotInTransactionError(
+                "only a block of duly can do this here: with duly.atomic(connection)",
+                code="NEEDS_ATOMIC",
+            )
+        _refuse_autocommit(connection)
+        entry.resolve()
+        _store(connection, [item(entry)])
+
+    def flush(self, target: Any) -> None:
+        """Store what is buffered in the innermost ``atomic`` block of a sync connection."""
+        connection = target.connection if isinstance(target, Atomic) else target
+        if _is_async(connection):
+            raise NotInTransactionError("flush needs a sync connection")
+        block = _open.get(id(connection))
+        if block is not None:
+            block.store()
+
+
+JOIN = DbapiJoin()
+
+
+def atomic(connection: Any) -> Atomic:
+    """A transaction on a raw connection that stores messages with its last statement: ``with
+    atomic(conn) as tx:``.
+
+    connection: a ``sqlite3.Connection``, a ``psycopg.Connection``, or a ``psycopg.AsyncConnection``
+    (``async with``). A block inside a block is a savepoint. Guarantee: messages and work commit
+    together or not at all; on any error all is rolled back; hooks run after the outermost commit.
+    Raises ConfigurationError (ATOMIC_INSIDE_TRANSACTION) on entry when a transaction is open that
+    is not its own.
+    """
+    _check(connection)
+    return Atomic(connection)
+
+
+class Atomic:
+    """One ``atomic`` block. connection: what it runs on."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.items: list[Item] = []
+        self.depth = 0
+        self._written: list[Item] = []
+        self._outer: Atomic | None = None
+        self._transaction: Any = None
+
+    # --- sync -------------------------------------------------------------------------------------
+    def __enter__(self) -> Self:
+        if _is_async(self.connection):
+            raise NotInTransactionError(
+                "this connection is async: async with duly.atomic(connection)"
+            )
+        self._start()
+        if isinstance(self.connection, sqlite3.Connection):
+            self._transaction = _sqlite_block(self.connection, self._outer)
+        else:
+            self._transaction = self.connection.transaction()
+        self._transaction.__enter__()
+        self._opened()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        try:
+            if error is None:
+                try:
+                    self._before_end()
+                    if self._outer is None:
+                        self.store()
+                except BaseException as ours:
+                    self._transaction.__exit__(type(ours), ours, ours.__traceback__)
+                    raise
+            swallowed = bool(self._transaction.__exit__(kind, error, trace))
+        finally:
+            self._closed()
+        if error is None:
+            self._keep(lambda fine: _end(self.connection, fine))
+        return swallowed
+
+    def store(self) -> None:
+        """Resolve and store what is buffered, now."""
+        resolve(lambda: self.items)
+        _store(self.connection, self.items)
+        self._written, self.items = self._written + self.items, []
+
+    # --- async ------------------------------------------------------------------------------------
+    async def __aenter__(self) -> Self:
+        if not _is_async(self.connection):
+            raise NotInTransactionError(
+                "this connection is not async: with duly.atomic(connection)"
+            )
+        self._start()
+        self._transaction = self.connection.transaction()
+        await self._transaction.__aenter__()
+        self._opened()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        try:
+            if error is None:
+                try:
+                    self._before_end()
+                    if self._outer is None:
+                        await self._store_async()
+                except BaseException as ours:
+                    await self._transaction.__aexit__(type(ours), ours, ours.__traceback__)
+                    raise
+            swallowed = bool(await self._transaction.__aexit__(kind, error, trace))
+        finally:
+            self._closed()
+        if error is None:
+            self._keep(lambda fine: None)  # a plain function cannot use an async connection
+        return swallowed
+
+    async def _store_async(self) -> None:
+        resolve(lambda: self.items)
+        flow = _flow(self.connection, self.items)
+        try:
+            outlet, statement = next(flow)
+            while True:
+                outlet, statement = flow.send(
+                    await _execute_async(self.connection, outlet, statement)
+                )
+        except StopIteration:
+            self._written, self.items = self._written + self.items, []
+
+    # --- both -------------------------------------------------------------------------------------
+    def _start(self) -> None:
+        if self._transaction is not None:
+            raise ConfigurationError("an atomic block can be used once; make a new one")
+        self._outer = _open.get(id(self.connection))
+        if self._outer is None and _in_transaction(self.connection):
+            raise ConfigurationError(
+                "atomic begins the transaction itself, and one is open here; "
+                "commit it first, or publish without atomic",
+                code="ATOMIC_INSIDE_TRANSACTION",
+            )
+        if self._outer is not None and _depth(self.connection) != self._outer.depth:
+            raise ConfigurationError(
+                "an atomic block inside conn.transaction() inside an atomic block; "
+                "use atomic for both",
+                code="ATOMIC_INSIDE_TRANSACTION",
+            )
+
+    def _opened(self) -> None:
+        self.depth = _depth(self.connection)
+        _open[id(self.connection)] = self
+
+    def _before_end(self) -> None:
+        if _open.get(id(self.connection)) is not self:
+            raise ConfigurationError("atomic blocks must end in the reverse order of their start")
+        if not _in_transaction(self.connection):
+            raise ConfigurationError(
+                "the transaction was ended inside the atomic block; "
+                f"{len(self.items)} messages are not stored",
+                code="TRANSACTION_ENDED",
+            )
+
+    def _closed(self) -> None:
+        if self._outer is None:
+            _open.pop(id(self.connection), None)
+        else:
+            _open[id(self.connection)] = self._outer
+
+    def _keep(self, end: Callable[[bool], None]) -> None:
+        """The block has succeeded: its items are the outer block's, or done."""
+        if self._outer is not None:
+            self._outer.items += self.items
+            self._outer._written += self._written
+        else:
+            finish(self._written, end)
+
+
+@contextmanager
+def _sqlite_block(connection: sqlite3.Connection, outer: Atomic | None) -> Iterator[None]:
+    depth, above = 0, outer
+    while above is not None:
+        depth, above = depth + 1, above._outer
+    name = f"duly_{depth}"
+    start = f"SAVEPOINT {name}" if depth else "BEGIN IMMEDIATE"
+    undo = [f"ROLLBACK TO {name}", f"RELEASE {name}"] if depth else ["ROLLBACK"]
+    connection.execute(start)
+    try:
+        yield
+        connection.execute(f"RELEASE {name}" if depth else "COMMIT")
+    except BaseException:
+        with suppress(
+            sqlite3.Error
+        ):  # some errors have rolled back already; the first one is the one to tell
+            for sql in undo if connection.in_transaction else []:
+                connection.execute(sql)
+        raise
+
+
+# --- what a connection is and does ----------------------------------------------------------------
+def _check(connection: Any) -> None:
+    if isinstance(connection, sqlite3.Connection):
+        return
+    if "psycopg" in {cls.__module__.partition(".")[0] for cls in type(connection).__mro__}:
+        from psycopg import AsyncConnection, Connection
+
+        if isinstance(connection, Connection | AsyncConnection):
+            if connection.closed:
+                raise NotInTransactionError("the connection is closed")
+            return
+    raise NotInTransactionError(
+        f"{type(connection).__module__}.{type(connection).__qualname__} "
+        "is no connection of sqlite3 or psycopg",
+        code="NOT_A_TRANSACTION",
+    )
+
+
+def _is_async(connection: Any) -> bool:
+    return not isinstance(connection, sqlite3.Connection) and hasattr(connection, "__aenter__")
+
+
+def _depth(connection: Any) -> int:
+    """How many ``conn.transaction()`` blocks are open, so that one that is not ours is noticed."""
+    return 0 if isinstance(connection, sqlite3.Connection) else int(connection._num_transactions)
+
+
+def _in_transaction(connection: Any) -> bool:
+    if isinstance(connection, sqlite3.Connection):
+        return connection.in_transaction
+    return bool(connection.info.transaction_status.name != "IDLE")
+
+
+def _refuse_autocommit(connection: Any) -> None:
+    """Refuse what would be a transaction of its own; where the driver begins by itself, that is the
+    user's commit.
+    """
+    if _in_transaction(connection):
+        if (
+            not isinstance(connection, sqlite3.Connection)
+            and connection.info.transaction_status.name == "INERROR"
+        ):
+            raise NotInTransactionError("the connection's transaction has failed; roll it back")
+        return
+    if isinstance(connection, sqlite3.Connection):
+        switch = getattr(connection, "autocommit", _LEGACY)
+        alone = switch is True or (switch == _LEGACY and connection.isolation_level is None)
+    else:
+        alone = connection.autocommit
+    if alone:
+        raise NotInTransactionError(
+            "the connection is in AUTOCOMMIT mode, and nothing has begun", code="AUTOCOMMIT"
+        )
+
+
+def _end(connection: Any, fine: bool) -> None:
+    if _in_transaction(connection):
+        if fine:
+            connection.commit()
+        else:
+            connection.rollback()
+
+
+# --- storing --------------------------------------------------------------------------------------
+def _flow(connection: Any, items: Sequence[Item]) -> Flow:
+    """What has to be run to store the items, each statement with the outlet that prepares it."""
+    for outlet, entries in by_outlet(items).items():
+        if outlet not in _known(connection):
+            yield from _of(outlet, outlet.admits(connection, managed=False))
+            _known(connection).add(outlet)
+        yield from _of(outlet, outlet.write(entries))
+
+
+def _of(outlet: Outlet, steps: Steps[None]) -> Flow:
+    try:
+        statement = next(steps)
+        while True:
+            statement = steps.send((yield outlet, statement))
+    except StopIteration:
+        return
+
+
+def _known(connection: Any) -> WeakSet[Outlet]:
+    try:
+        return _admitted.setdefault(connection, WeakSet())
+    except TypeError:  # a plain sqlite3.Connection takes no weak references: it is asked every time
+        return WeakSet()
+
+
+def _store(connection: Any, items: Sequence[Item]) -> None:
+    flow = _flow(connection, items)
+    try:
+        outlet, statement = next(flow)
+        while True:
+            outlet, statement = flow.send(_execute(connection, outlet, statement))
+    except StopIteration:
+        return
+
+
+def _execute(connection: Any, outlet: Outlet, statement: Statement) -> Result:
+    calls = outlet.prepare(statement)
+    result = Result([], 0)
+    try:
+        with _pipeline(connection, calls):
+            for sql, values, many in calls:
+                cursor = connection.cursor()
+                if many:
+                    cursor.executemany(sql, values)
+                else:
+                    cursor.execute(sql, values) if values is not None else cursor.execute(sql)
+        rows = [tuple(row) for row in cursor.fetchall()] if cursor.description else []
+        result = Result(rows, cursor.rowcount)
+        cursor.close()
+    except Exception as error:
+        raise _mapped(outlet, error) from error
+    return result
+
+
+async def _execute_async(connection: Any, outlet: Outlet, statement: Statement) -> Result:
+    result = Result([], 0)
+    try:
+        for sql, values, many in outlet.prepare(statement):
+            async with connection.cursor() as cursor:
+                await (cursor.executemany(sql, values) if many else cursor.execute(sql, values))
+                rows = [tuple(row) for row in await cursor.fetchall()] if cursor.description else []
+                result = Result(rows, cursor.rowcount)
+    except Exception as error:
+        raise _mapped(outlet, error) from error
+    return result
+
+
+def _pipeline(connection: Any, calls: Sequence[Any]) -> AbstractContextManager[Any]:
+    """One round trip for several calls, where libpq can."""
+    if len(calls) > 1 and not isinstance(connection, sqlite3.Connection):
+        from psycopg import capabilities
+
+        if capabilities.has_pipeline():
+            pipeline: AbstractContextManager[Any] = connection.pipeline()
+            return pipeline
+    return nullcontext()
+
+
+def _mapped(outlet: Outlet, error: Exception) -> Exception:
+    return outlet.map_error(error)

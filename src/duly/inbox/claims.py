@@ -1,0 +1,129 @@
+"""The first statement of a handler's transaction: the one that lets it be handled once.
+
+Owns what the database's answer means.  Insert first, look afterwards: of two transactions that claim one message the
+second waits for the first, and then finds its row (or, after a rollback, claims it itself).  The invariant: after NEW the
+commit of this transaction and the record that the message is done are one thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from duly.errors import TransactionConflictError
+from duly.inbox.ending import End, Ending
+from duly.inbox.identity import Identity
+from duly.kernel.lease import LeaseTerm
+from duly.message import Message
+from duly.ports import Statement, Steps
+from duly.runtime.work import Row
+
+__all__ = ["BatchClaim", "Claim", "FreshClaim", "RowClaim", "judged"]
+
+_FINISHED = frozenset({"done", "skipped", "dropped"})
+_encode = msgspec.json.Encoder().encode
+
+
+class Claim(Protocol):
+    """Claims messages in the open transaction."""
+
+    def steps(self) -> Steps[Ending | None]:
+        """None when the handler may go on, else how it has ended already."""
+        ...
+
+
+class FreshClaim(NamedTuple):
+    """A message from the broker: its row is inserted as done."""
+
+    identity: Identity
+    message: Message
+
+    def steps(self) -> Steps[Ending | None]:
+        """Insert; when there is a row already, that one decides."""
+        group, handler, dedupe_key = self.identity
+        message = self.message
+        values = {
+            "group": group,
+            "handler": handler,
+            "dedupe_key": dedupe_key,
+            "message_id": message.id,
+            "message_type": message.type,
+            "kind": message.kind,
+            "topic": message.topic,
+            "key": message.key,
+        }
+        inserted = yield Statement("inbox.claim", values)
+        if inserted.count == 1:
+            return None
+        found = yield Statement("inbox.look", values)
+        if not found.rows:
+            raise TransactionConflictError("the row in the way is gone")
+        return judged(found.rows[0][0], found.rows[0][1], message.id)
+
+
+class RowClaim(NamedTuple):
+    """A stored row: it becomes done, as long as the lane is ours and nobody has finished it."""
+
+    row: Row
+    term: LeaseTerm
+
+    def steps(self) -> Steps[Ending | None]:
+        """Update under the lane's token; no row means somebody else's."""
+        settled = yield row_statement("inbox.finish", self.row, self.term)
+        return None if settled.count == 1 else Ending(End.STALE)
+
+
+class BatchClaim:
+    """Many messages of one handler. endings: those that are not for the handler, by place; after ``steps``."""
+
+    def __init__(self, identities: Sequence[Identity], messages: Sequence[Message]) -> None:
+        self._identities, self._messages = identities, messages
+        self.endings: dict[int, Ending] = {}
+
+    def steps(self) -> Steps[Ending | None]:
+        """Insert all; look at those that were there. None unless not one is new."""
+        group, handler, _ = self._identities[0]
+        places: dict[str, int] = {}
+        for place, identity in enumerate(self._identities):
+            if places.setdefault(identity.dedupe_key, place) != place:
+                self.endings[place] = Ending(End.DUPLICATE)  # twice in one batch
+        rows = [self._row(place) for _, place in sorted(places.items())]  # one order for all: no deadlocks
+        where = {"group": group, "handler": handler}
+        inserted = yield Statement("inbox.claim_many", {**where, "rows": _encode(rows).decode()})
+        if len(inserted.rows) < len(places):
+            fresh = {key for (key,) in inserted.rows}
+            known = yield from self._look(where, [key for key in places if key not in fresh])
+            for key, place in places.items():
+                if key not in fresh:
+                    message_id, status = known[key]
+                    self.endings[place] = judged(message_id, status, self._messages[place].id)
+        return Ending(End.DUPLICATE) if len(self.endings) == len(self._messages) else None
+
+    def _row(self, place: int) -> tuple[Any, ...]:
+        m = self._messages[place]
+        return (self._identities[place].dedupe_key, m.id, m.type, m.kind, m.topic, m.key)
+
+    @staticmethod
+    def _look(where: dict[str, str], keys: Collection[str]) -> Steps[dict[str, tuple[str, str]]]:
+        found = yield Statement("inbox.seen", {**where, "dedupe_keys": list(keys)})
+        known = {key: (message_id, status) for key, message_id, status in found.rows}
+        if len(known) < len(keys):
+            raise TransactionConflictError("a row in the way is gone")
+        return known
+
+
+def judged(found_id: str, status: str, message_id: str) -> Ending:
+    """What a row with the same identity means for a message."""
+    if status in _FINISHED:
+        return Ending(End.DUPLICATE)
+    if found_id == message_id:
+        return Ending(End.OWNED)
+    return Ending(End.BUSY, "DEDUPE_KEY_BUSY: another message with this key is not finished")
+
+
+def row_statement(name: str, row: Row, term: LeaseTerm, **values: Any) -> Statement:
+    """A change of a stored row under the token of its lane."""
+    fence = {"lease": term.name, "token": term.token}
+    return Statement(name, {"id": row.id, "message_id": row.message_id, **fence, **values})

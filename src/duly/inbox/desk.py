@@ -1,0 +1,238 @@
+"""The connection that a handler works on.
+
+Owns one SQLAlchemy connection, the driver's connection behind it, and at most one transaction.  It belongs to one
+worker for as long as it lives: taken out of its pool, opened again after it was lost, with the handler's hard deadline
+as the server's limit for waiting and for idling.  The hot path uses the driver only; SQLAlchemy's connection says BEGIN
+and COMMIT, so that a ``Session`` can join at any moment.
+
+The invariant is the *guard*: a savepoint set right after BEGIN.  Whoever ends our transaction - by a method, by SQL
+text, by closing - ends the savepoint too, so releasing it before COMMIT fails and nothing is taken for done.
+
+All code here is synchronous.  In a worker thread it runs as it is; for async handlers it runs inside SQLAlchemy's
+greenlet (``AsyncDesk.call``), where the same calls are awaited below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from typing import Any, TypeVar
+
+from duly.errors import (
+    DatabaseUnavailableError,
+    DulyError,
+    OutcomeUnknownError,
+    RetryableError,
+    TransactionMisuseError,
+)
+from duly.ports import Database, Result, Statement, Steps
+
+__all__ = ["AsyncDesk", "Desk", "Turn"]
+
+T = TypeVar("T")
+Turn = Callable[[], AbstractContextManager[Any]]
+
+_GUARD = Statement("inbox.guard")
+_UNGUARD = Statement("inbox.unguard")
+_UNWIND = Statement("inbox.unwind")
+
+
+class Desk:
+    """A handler's connection. limit_seconds: how long a handler may run. turn: a fair gate before BEGIN.
+
+    driver: the driver's own connection object; None while there is none.
+    """
+
+    def __init__(self, database: Database, *, limit_seconds: float, turn: Turn) -> None:
+        self._database = database
+        self._limit_seconds = limit_seconds
+        self._turn = turn
+        self._core: Any = None
+        self._dbapi: Any = None  # the driver's connection, or SQLAlchemy's synchronous face of an async one
+        self.driver: Any = None
+
+    # --- the connection -----------------------------------------------------------------------------------------------
+    def open(self) -> None:
+        """Connect, where that is needed. Raises DatabaseUnavailableError, ConfigurationError."""
+        if self._core is None:
+            try:
+                self.adopt(self._database.engine().connect())
+            except Exception as error:
+                raise self.mapped(error) from error
+
+    def adopt(self, core: Any) -> None:
+        """Take over a connection of SQLAlchemy's; nobody else gets it any more."""
+        self.driver = core.connection.driver_connection  # asked now: a detached connection does not tell any more
+        core.detach()
+        self._core = core
+        self._dbapi = core.connection.dbapi_connection
+        milliseconds = str(max(1, int(self._limit_seconds * 1000)))
+        self.run(_single(Statement("inbox.deadline", {"milliseconds": milliseconds})))
+
+    @property
+    def core(self) -> Any:
+        """SQLAlchemy's connection."""
+        return self._core
+
+    def close(self) -> None:
+        """Close the connection, whatever its state; never raises."""
+        core, self._core, self._dbapi, self.driver = self._core, None, None, None
+        if core is not None:
+            with suppress(Exception):  # a connection that cannot be closed is gone already
+                core.close()
+
+    def mapped(self, error: Exception) -> Exception:
+        """A driver's error as one of ours, also when SQLAlchemy has wrapped it."""
+        original = getattr(error, "orig", None)
+        return self._database.map_error(original if isinstance(original, Exception) else error)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection cannot be used any more."""
+        return self._core is None or bool(getattr(self.driver, "closed", False))
+
+    # --- statements ---------------------------------------------------------------------------------------------------
+    def execute(self, statement: Statement) -> Result:
+        """Run one statement in the open transaction. Raises the driver's errors."""
+        result = Result([], 0)
+        for place, (text, values, many) in enumerate(self._database.prepare(statement)):
+            cursor = self._dbapi.cursor()
+            try:
+                if many:
+                    cursor.executemany(text, values)
+                else:
+                    cursor.execute(text, values)
+                rows = [tuple(row) for row in cursor.fetchall()] if cursor.description else []
+                result = Result(rows or result.rows, cursor.rowcount if place == 0 else result.count)
+            finally:
+                cursor.close()
+        return result
+
+    def drive(self, steps: Steps[T]) -> T:
+        """Run steps in the open transaction."""
+        try:
+            statement = next(steps)
+            while True:
+                statement = steps.send(self.execute(statement))
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    def run(self, steps: Steps[T]) -> T:
+        """Run steps in a transaction of their own. Raises errors of ours, and OutcomeUnknownError for a lost COMMIT."""
+        try:
+            self.begin()
+            answer = self.drive(steps)
+        except Exception as error:
+            self.rollback()
+            raise self.mapped(error) from error
+        self.commit()
+        return answer
+
+    # --- the transaction ----------------------------------------------------------------------------------------------
+    @property
+    def in_transaction(self) -> bool:
+        """Whether ``begin`` was called, or a session has begun."""
+        return self._core is not None and self._core.in_transaction()
+
+    def begin(self) -> None:
+        """Begin; on SQLite it is our turn first."""
+        self.open()
+        with self._turn():
+            self._core.begin()
+
+    def guard(self) -> None:
+        """Set the savepoint that tells whether this is still the same transaction."""
+        self.execute(_GUARD)
+
+    def unguard(self) -> None:
+        """Release it. Raises TransactionMisuseError, RetryableError (TRANSACTION_ABORTED)."""
+        try:
+            self.execute(_UNGUARD)
+        except Exception as error:
+            mapped = self.mapped(error)
+            if isinstance(mapped, DatabaseUnavailableError) and self.lost and not self._closed_by_hand():
+                raise
+            if self.intact():
+                raise RetryableError("an error of the database was caught and ignored", code="TRANSACTION_ABORTED") from error
+            raise TransactionMisuseError("the transaction was ended by the handler") from error
+
+    def intact(self) -> bool:
+        """Whether the guarded transaction is still the one that was begun; undoes what was done in it."""
+        try:
+            self.execute(_UNWIND)
+        except Exception:  # noqa: BLE001  # whatever the driver says: the savepoint cannot be reached
+            return False
+        return True
+
+    def _closed_by_hand(self) -> bool:
+        """A connection that the program closed is not ``broken``; one that the server or network closed is."""
+        return not getattr(self.driver, "broken", False)
+
+    def commit(self, before: Callable[[], None] = lambda: None) -> None:
+        """Commit. before: the session's own commit. Raises TransactionConflictError, OutcomeUnknownError."""
+        try:
+            before()
+            if (transaction := self._core.get_transaction()) is not None:
+                transaction.commit()
+        except Exception as error:
+            mapped = self.mapped(error)
+            lost = self.lost
+            self.rollback()
+            if lost or isinstance(mapped, DatabaseUnavailableError):
+                raise OutcomeUnknownError("the connection was lost during COMMIT") from error
+            if isinstance(mapped, DulyError) and mapped is not error:
+                raise mapped from error
+            raise
+
+    def rollback(self) -> None:
+        """Roll back, by closing the connection where nothing else helps; never raises."""
+        if self._core is None:
+            return
+        try:
+            if (transaction := self._core.get_transaction()) is not None:
+                transaction.rollback()
+            self._dbapi.rollback()  # what the handler began behind SQLAlchemy's back
+        except Exception:  # noqa: BLE001  # lost, or ended by the handler in a way that confuses SQLAlchemy
+            self.close()
+        else:
+            if self.lost:
+                self.close()
+
+
+class AsyncDesk:
+    """The same for async handlers: everything of ``desk`` runs inside ``call``."""
+
+    def __init__(self, database: Database, *, limit_seconds: float, turn: Turn) -> None:
+        self._database = database
+        self.desk = Desk(database, limit_seconds=limit_seconds, turn=turn)
+        self.connection: Any = None
+
+    async def open(self) -> None:
+        """Connect, where that is needed. Raises DatabaseUnavailableError, ConfigurationError."""
+        if self.desk.core is not None:
+            return
+        await self.close()
+        try:
+            self.connection = await self._database.async_engine().connect()
+            await self.connection.run_sync(self.desk.adopt)
+        except Exception as error:
+            await self.close()
+            raise self.desk.mapped(error) from error
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run synchronous code of the desk. Raises what it raises."""
+        await self.open()
+        return await self.connection.run_sync(lambda _: function())  # type: ignore[no-any-return]
+
+    async def close(self) -> None:
+        """Close the connection; never raises."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            with suppress(Exception):  # a connection that cannot be closed is gone already
+                await connection.run_sync(lambda _: self.desk.close())
+            with suppress(Exception):
+                await connection.close()
+
+
+def _single(statement: Statement) -> Steps[Result]:
+    return (yield statement)

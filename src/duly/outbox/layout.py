@@ -1,0 +1,135 @@
+"""The tables, columns and indexes that migrations make, read from their text and compared with what
+is there.
+
+Owns a reader for the small part of SQL that our migrations use: CREATE TABLE with one column a
+line, CREATE INDEX, ALTER TABLE ... ADD COLUMN.  The invariant: a statement of any other form is an
+AssertionError in the test of the migrations, so that nothing a migration makes can escape the
+check.  Extra tables and columns are allowed - a newer schema only adds - unless they would make our
+inserts fail.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from duly.ports import Finding, Severity
+
+__all__ = ["Index", "Layout", "compare", "layout_of", "live_layout"]
+
+_COMMENT = re.compile(r"--[^\n]*")
+_TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS (\w+) \((.*)\)", re.DOTALL)
+_COLUMN = re.compile(r"(\w+)\s+(\w[\w ]*?)(?:\s+(?:NOT NULL|DEFAULT|PRIMARY KEY|GENERATED)\b.*)?,?")
+_ADDED = re.compile(r"ALTER TABLE (\w+) ADD COLUMN (?:IF NOT EXISTS )?(.*)", re.DOTALL)
+_INDEX = re.compile(
+    r"CREATE (UNIQUE )?INDEX IF NOT EXISTS (\w+) ON (\w+) \(([^)]*)\)( WHERE .*)?", re.DOTALL
+)
+_LONG_NAMES = {"timestamptz": "timestamp with time zone", "int": "integer", "bool": "boolean"}
+
+
+class Index(NamedTuple):
+    """An index as far as it is compared. partial: whether it has a WHERE; valid: False after a
+    failed build.
+    """
+
+    table: str
+    unique: bool
+    partial: bool
+    valid: bool
+    columns: str
+
+
+class Layout(NamedTuple):
+    """tables: type of each column by table and name. required: columns an insert must name.
+    indexes: by name.
+    """
+
+    tables: Mapping[str, Mapping[str, str]]
+    required: frozenset[tuple[str, str]]
+    indexes: Mapping[str, Index]
+
+
+def layout_of(migrations: Iterable[str]) -> Layout:
+    """What these migrations make, run in order."""
+    tables: dict[str, dict[str, str]] = {}
+    indexes: dict[str, Index] = {}
+    for text in migrations:
+        for statement in filter(None, map(str.strip, _COMMENT.sub("", text).split(";"))):
+            if table := _TABLE.fullmatch(statement):
+                lines = filter(None, map(str.strip, table[2].splitlines()))
+                columns = (line for line in lines if not line.startswith("PRIMARY KEY"))
+                tables[table[1]] = dict(map(_column, columns))
+            elif added := _ADDED.fullmatch(statement):
+                tables[added[1]].update([_column(added[2].strip())])
+            else:
+                index = _INDEX.fullmatch(statement)
+                assert index is not None, f"a migration has an unknown form: {statement[:80]}"
+                listed = ",".join(part.strip() for part in index[4].split(","))
+                indexes[index[2]] = Index(index[3], bool(index[1]), bool(index[5]), True, listed)
+    return Layout(tables, frozenset(), indexes)
+
+
+def _column(line: str) -> tuple[str, str]:
+    found = _COLUMN.fullmatch(line)
+    assert found is not None, f"a migration has a column of unknown form: {line[:80]}"
+    kind = found[2].lower()
+    return found[1], _LONG_NAMES.get(kind, kind)
+
+
+def live_layout(columns: Iterable[tuple[Any, ...]], indexes: Iterable[tuple[Any, ...]]) -> Layout:
+    """What ``schema.columns`` and ``schema.indexes`` read."""
+    tables: dict[str, dict[str, str]] = {}
+    required = set()
+    for table, column, kind, needed in columns:
+        tables.setdefault(table, {})[column] = kind
+        if needed:
+            required.add((table, column))
+    found = {
+        name: Index(table, bool(unique), bool(partial), bool(valid), listed)
+        for name, table, unique, partial, valid, listed in indexes
+    }
+    return Layout(tables, frozenset(required), found)
+
+
+def compare(wanted: Layout, live: Layout) -> list[Finding]:
+    """What is missing or different in ``live``; nothing when it carries everything ``wanted``."""
+    return [*_tables(wanted, live), *_indexes(wanted, live)]
+
+
+def _tables(wanted: Layout, live: Layout) -> Iterable[Finding]:
+    for table, columns in wanted.tables.items():
+        there = live.tables.get(table)
+        if there is None:
+            yield _red("TABLE_MISSING", f"table {table} is missing")
+            continue
+        for column, kind in columns.items():
+            if column not in there:
+                yield _red("COLUMN_MISSING", f"{table}.{column} is missing")
+            elif there[column] != kind:
+                yield _red("COLUMN_TYPE", f"{table}.{column} is {there[column]}, made as {kind}")
+        for column in there.keys() - columns.keys():
+            if (table, column) in live.required:
+                text = f"{table}.{column} is not duly's, may not be NULL and has no default"
+                yield _red("COLUMN_REQUIRED", text)
+
+
+def _indexes(wanted: Layout, live: Layout) -> Iterable[Finding]:
+    for name, index in wanted.indexes.items():
+        there = live.indexes.get(name)
+        if there is None:
+            yield _red("INDEX_MISSING", f"index {name} on {index.table} is missing")
+        elif not there.valid:
+            yield _red("INDEX_INVALID", f"index {name} on {index.table} was not built to its end")
+        elif there != index:
+            yield _red("INDEX_DIFFERS", f"index {name} is {_shown(there)}, made as {_shown(index)}")
+
+
+def _shown(index: Index) -> str:
+    unique, partial = "unique " * index.unique, " partial" * index.partial
+    return f"{unique}{index.table} ({index.columns}){partial}"
+
+
+def _red(code: str, message: str) -> Finding:
+    fix = "restore it as `duly db sql` shows it"
+    return Finding(code, Severity.RED, message, fix)

@@ -1,0 +1,1 @@
+"""The kill loop: real processes, killed at every failpoint, and a checker that reads what is left."""

@@ -1,0 +1,436 @@
+"""The kill loop: workers and a producer that die at named places, a producer that never does.
+
+Theory of operation.  Two or more workers run; each is born with a plan (a failpoint and at which hit, a
+random moment, or a stop in which it dies) and replaced when it has died.  At every death the driver
+writes down, with fsync, what was open in the dead process, before anybody else can have taken over;
+a kill where nothing was open does not count.  When every point has its share and the target is
+reached, healthy workers finish what is left, and the checker judges.
+
+    phase 1  at the production lease, one kill at a time: how long until everything that was committed at
+             the kill has its effects (the recovery figure)
+    phase 2  at a short lease, as fast as processes die
+
+Invariant: everything is bounded: a worker that does not die of its plan is killed, a run that does not
+reach its target in time is red, and no process outlives the nursery.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.crash.nursery import Death, Nursery
+from tests.crash.stage import QUEUE, Stage, now, read_lines, unfinished
+
+RANDOM = "at random"
+PRODUCER_POINTS = ("outbox.before_flush", "outbox.flushed")
+WORKER_POINTS = (
+    "relay.read",
+    "relay.sent_no_confirm",
+    "relay.confirmed",
+    "relay.settled",
+    "relay.failure_stored",
+    "lease.renewed",
+    "consume.received",
+    "consume.dedupe_inserted",
+    "consume.handled",
+    "consume.committed_not_acked",
+    "consume.acked",
+    "consume.ordered_stored_not_acked",
+    "consume.failure_stored",
+    "effect.intent_committed",
+    "effect.called_not_recorded",
+    "effect.recorded",
+    "drain.started",
+    RANDOM,
+)
+POINTS = PRODUCER_POINTS + WORKER_POINTS
+RARE = {"relay.failure_stored", "consume.failure_stored", "effect.intent_committed", "effect.called_not_recorded",
+        "effect.recorded", "consume.ordered_stored_not_acked", "consume.acked", "consume.received"}  # fmt: skip
+
+PATIENCE_SECONDS = 5.0  # for a plan to fire, beyond the lease
+BACKLOG_MAX = 1200
+MESSAGES_PER_KILL = 14
+MESSAGES_AHEAD = 600
+SETTLE_SECONDS = 90.0
+STOP_SECONDS = 20.0
+RECOVERY_SECONDS_MAX = 30.0
+LINGER_SECONDS = 3.0  # healthy workers stay this long after the last message: late commits show now
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A lease as the App's settings have it, in seconds. broker: of the embedded broker's readers."""
+
+    ttl: float
+    renew: float
+    send: float
+    broker: float
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """For a child's config."""
+        return {
+            "lease": self.ttl,
+            "renew": self.renew,
+            "send_timeout": self.send,
+            "broker_lease": self.broker,
+        }
+
+
+PRODUCTION = Lease(5.0, 1.5, 3.0, 4.0)
+SHORT = Lease(0.5, 0.15, 0.4, 0.5)
+
+
+@dataclass
+class Orders:
+    """What a run is to do. kills: in all; slow_kills: of these, at the production lease."""
+
+    kills: int
+    seed: int
+    slow_kills: int = 20
+    workers: int = 3
+    minutes: float = 25.0
+    points: Sequence[str] = POINTS
+    writers: int = 2
+    lease: Lease = SHORT
+    settle_seconds: float = SETTLE_SECONDS
+
+    @property
+    def share(self) -> int:
+        """The least number of kills at each point."""
+        return -(-self.kills // (3 * len(self.points)))
+
+
+@dataclass
+class Tally:
+    """What the loop saw."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    uncounted: int = 0
+    recoveries: list[float] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass
+class _Child:
+    pid: int
+    role: str
+    point: str
+    born: float
+    lease: Lease
+    end_at: float  # when the driver ends it if nothing else has
+    signalled: bool = False
+
+
+class Loop:
+    """One run on one stage. source: where ``duly`` is imported from."""
+
+    def __init__(self, stage: Stage, orders: Orders, *, source: Path, quiet: bool = False) -> None:
+        from duly.testing.journal import Journal
+
+        self.stage, self.orders, self.tally, self.quiet = stage, orders, Tally(), quiet
+        self._chance = random.Random(orders.seed)
+        self._children: dict[int, _Child] = {}
+        self._planned: Counter[str] = Counter()
+        self._faults = Journal(stage.journal("faults"))
+        self._mortal = Journal(stage.journal("acks-mortal"))
+        self._pipe = stage.folder / "mortal.pipe"
+        self._said: dict[int, str] = {}
+        self.nursery = Nursery(source, stage.folder / "logs")
+        self._began = now()
+        self._last_pace = self._last_word = 0.0
+        self.config = {
+            "folder": str(stage.folder),
+            "database": stage.through.get("database", stage.database),
+            "broker": stage.through.get("broker", stage.broker),
+            "seed": orders.seed,
+        }
+
+    # --- the whole --------------------------------------------------------------------------------
+    def run(self) -> Tally:
+        """Kill until the target is reached, let the rest settle. Troubles are in the tally, never raised silently."""
+        try:
+            with self.prepared():
+                self._slow_phase()
+                self._fast_phase()
+                self.finish()
+        finally:
+            self.close()
+        return self.tally
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Tables, queues, the pipe of the mortal producers and the steady producer."""
+        self._once("prepare")
+        os.mkfifo(self._pipe)
+        end = os.open(self._pipe, os.O_RDWR)  # both ends: it never sees end of file
+        reader = threading.Thread(target=self._listen, args=(end,), daemon=True)
+        reader.start()
+        self._set_pace(0.0)
+        self.steady = self._fork("producer", point="", lease=self.orders.lease, writers=self.orders.writers)
+        try:
+            yield
+        finally:
+            os.write(end, b"\n")  # an empty line ends the reader
+            reader.join(10)
+            os.close(end)
+
+    def close(self) -> None:
+        """End every process."""
+        self.tally.seconds = now() - self._began
+        self.nursery.close()
+
+    def _once(self, role: str) -> None:
+        pid = self.nursery.fork(role, {**self.config, **self.orders.lease.settings})
+        death = self.nursery.wait(pid, 60)
+        if death is None or death.status:
+            raise RuntimeError(f"{role} failed: {self._log(role, pid)}")
+
+    def _log(self, role: str, pid: int) -> str:
+        path = self.stage.folder / "logs" / f"{role}-{pid}.log"
+        return path.read_text()[-2000:] if path.exists() else "no log"
+
+    # --- the mortal producers' reports ----------------------------------------------------------------
+    def _listen(self, end: int) -> None:
+        rest = b""
+        while True:
+            *lines, rest = (rest + os.read(end, 65_536)).split(b"\n")
+            for line in lines:
+                if not line:
+                    return
+                fact = json.loads(line)
+                self._said[fact["pid"]] = fact["what"]
+                self._mortal.append(**{**fact, "producer": fact.pop("pid")})
+
+    # --- children -------------------------------------------------------------------------------------
+    def _fork(self, role: str, *, point: str, lease: Lease, **more: Any) -> _Child:
+        patience = lease.ttl + PATIENCE_SECONDS
+        plan = ""
+        if point == RANDOM:
+            patience = 0.3 + lease.ttl + self._chance.random() * 1.2
+        elif point:
+            most = 2 if point in RARE else 12
+            plan = f"{point}@{self._chance.randint(1, most)}"
+        if point == "drain.started":
+            plan = f"{point}@1"
+            patience = 0.3 + lease.ttl + self._chance.random()
+        pid = self.nursery.fork(role, {**self.config, **lease.settings, "plan": plan, **more})
+        child = _Child(pid, role, point, now(), lease, now() + patience)
+        if point:
+            self._children[pid] = child
+            self._planned[point] += 1
+        return child
+
+    def _spawn_worker(self, lease: Lease) -> None:
+        self._fork("worker", point=self._next_point(WORKER_POINTS), lease=lease)
+
+    def _spawn_mortal(self, lease: Lease) -> None:
+        points = [point for point in PRODUCER_POINTS if point in self.orders.points]
+        if points:
+            point = self._next_point(points)
+            self._fork("producer", point=point, lease=lease, pipe=str(self._pipe), writers=1)
+
+    def _next_point(self, points: Sequence[str]) -> str:
+        """The one furthest from its share, plans under way counted; chance among equals."""
+        mine = [point for point in points if point in self.orders.points]
+        least = min(self.tally.kills[p] + self._planned[p] for p in mine)
+        return self._chance.choice([p for p in mine if self.tally.kills[p] + self._planned[p] == least])
+
+    def _tend(self, timeout_seconds: float) -> list[_Child]:
+        """Wait for deaths, record them, end who is overdue; returns the dead."""
+        dead = []
+        for death in self.nursery.deaths(timeout_seconds):
+            child = self._children.pop(death.pid, None)
+            if child is None:
+                self.tally.troubles.append(f"{death.pid} ended by itself with {death.status}")
+                continue
+            self._planned[child.point] -= 1
+            self._record(child, death)
+            dead.append(child)
+        for child in self._children.values():
+            if now() > child.end_at:
+                first_try = child.point == "drain.started" and not child.signalled
+                self.nursery.signal(child.pid, signal.SIGTERM if first_try else signal.SIGKILL)
+                child.signalled = True
+                child.end_at = now() + 5.0
+        self._keep_pace()
+        return dead
+
+    # --- a death --------------------------------------------------------------------------------------
+    def _record(self, child: _Child, death: Death) -> None:
+        """Write down what was open in the dead process; count the kill if anything was."""
+        if not death.killed:
+            if child.point != "drain.started":  # that one may have had nothing to drain
+                self.tally.troubles.append(
+                    f"{child.role} {child.pid} ended with {death.status}: {self._log(child.role, child.pid)[-500:]}"
+                )
+            return
+        point, journal = child.point, self._journal_of(child)
+        dying = [fact for fact in journal if fact["what"] == "dying"]
+        if child.role == "worker" and not dying:
+            point = RANDOM  # its plan had not fired
+        unsettled = self._unsettled(journal)
+        is_open = self._is_open(child, journal, unsettled)
+        self.tally.kills[point] += is_open
+        self.tally.uncounted += not is_open
+        self._faults.append(
+            "fault", n=self.tally.kills.total(), point=point, unsettled=unsettled, counted=is_open, lease=child.lease.ttl,
+            role=child.role,
+            **{"at": death.at, "pid": child.pid},
+        )  # fmt: skip
+
+    def _journal_of(self, child: _Child) -> list[dict[str, Any]]:
+        path = self.stage.journal(f"worker-{child.pid}")
+        return list(read_lines(path)) if path.exists() else []
+
+    def _unsettled(self, journal: list[dict[str, Any]]) -> list[str]:
+        """What the dead process had sent and not settled, by its own journal and the outbox at this moment."""
+        sent = {m for fact in journal if fact["what"] == "send" for m in fact["ids"]}
+        if not sent:
+            return []
+        return sorted(sent & {row[0] for row in self.stage.rows("SELECT message_id FROM duly_outbox")})
+
+    def _is_open(self, child: _Child, journal: list[dict[str, Any]], unsettled: list[str]) -> bool:
+        if child.role == "producer":
+            return self._said.get(child.pid) == "try"
+        received = {(f["group"], line[0]) for f in journal if f["what"] == "recv" for line in f["got"]}
+        acked = {(f["group"], m) for f in journal if f["what"] in ("ack", "release") for m in f["ids"]}
+        if unsettled or received - acked:
+            return True
+        lanes = "SELECT count(*) FROM duly_lease l WHERE l.kind = 'lane' AND l.holder LIKE ? AND ("
+        outbox = "EXISTS (SELECT 1 FROM duly_outbox b WHERE b.lane = l.lane AND l.scope = 'outbox')"
+        inbox = "EXISTS (SELECT 1 FROM duly_inbox b WHERE b.lane = l.lane AND l.scope = 'inbox:' || b.group_name AND b.status IN ('ready', 'retry', 'held'))"
+        return bool(self.stage.number(f"{lanes}{outbox} OR {inbox})", (f"{child.pid}-%",)))
+
+    # --- phases -----------------------------------------------------------------------------------------
+    def _slow_phase(self) -> None:
+        """At the production lease: kill one, and measure until what was committed then is done."""
+        while self.tally.kills.total() < self.orders.slow_kills:
+            self._check_time()
+            while sum(c.role == "worker" for c in self._children.values()) < 2:
+                self._spawn_worker(PRODUCTION)
+            before = self.tally.kills.total()
+            dead = self._tend(0.05)
+            if any(child.role == "worker" for child in dead) and self.tally.kills.total() > before:
+                self._measure_recovery()
+
+    def _measure_recovery(self) -> None:
+        """Seconds until everything committed at the death has its effects; the others are not killed meanwhile."""
+        began = now()
+        healthy = [self._fork("worker", point="", lease=PRODUCTION)]
+        waiting = self._undone()
+        while waiting and now() - began < RECOVERY_SECONDS_MAX:
+            for child in self._children.values():
+                child.end_at = max(child.end_at, now() + 1.0)
+            self._tend(0.05)
+            waiting &= self._undone()
+        if waiting:
+            self.tally.troubles.append(f"not recovered after {RECOVERY_SECONDS_MAX:.0f} s: {sorted(waiting)[:5]}")
+        self.tally.recoveries.append(now() - began)
+        for child in healthy:
+            self._stop(child)
+
+    def _undone(self) -> set[tuple[str, str]]:
+        """(message, group) that is committed and has no effect yet."""
+        sql = (
+            "SELECT s.message_id, g.grp FROM crash_sent s CROSS JOIN (SELECT 'ordered' AS grp UNION ALL SELECT 'free' UNION ALL "
+            f"SELECT 'batch' UNION ALL SELECT '{QUEUE}') g WHERE ((s.kind = 'command') = (g.grp = '{QUEUE}')) AND NOT EXISTS "
+            "(SELECT 1 FROM crash_effect e WHERE e.message_id = s.message_id AND e.grp = g.grp)"
+        )
+        return {(m, g) for m, g in self.stage.rows(sql)}
+
+    def _fast_phase(self) -> None:
+        lease = self.orders.lease
+        while not self._enough():
+            self._check_time()
+            living = Counter(child.role for child in self._children.values())
+            if living["worker"] < self.orders.workers:
+                self._spawn_worker(lease)
+            if not living["producer"]:
+                self._spawn_mortal(lease)
+            self._tend(0.05)
+        for child in self._children.values():
+            child.point = RANDOM
+            self.nursery.signal(child.pid, signal.SIGKILL)
+        end = now() + 10
+        while self._children and now() < end:
+            self._tend(0.1)
+
+    def _enough(self) -> bool:
+        kills = self.tally.kills
+        return kills.total() >= self.orders.kills and all(
+            kills[point] >= self.orders.share for point in self.orders.points
+        )
+
+    def _check_time(self) -> None:
+        if now() - self._began > self.orders.minutes * 60:
+            short = {p: self.tally.kills[p] for p in self.orders.points if self.tally.kills[p] < self.orders.share}
+            raise TimeoutError(
+                f"{self.tally.kills.total()} of {self.orders.kills} kills in {self.orders.minutes:g} minutes; short: {short}"
+            )
+
+    # --- the end ----------------------------------------------------------------------------------------
+    def finish(self, workers: int = 2) -> None:
+        """Healthy workers take over, the producer makes its last commits and stops, everything settles."""
+        healthy = [self._fork("worker", point="", lease=self.orders.lease) for _ in range(workers)]
+        end = now() + self.orders.settle_seconds
+        while now() < end and sum(unfinished(self.stage).values()) > 200:
+            self._set_pace(9.0)
+            self._tend(0.2)
+        self._stop(self.steady)
+        linger = now() + LINGER_SECONDS
+        end = max(end, now() + self.orders.settle_seconds / 2)
+        left = unfinished(self.stage)
+        while now() < linger or (left and now() < end):
+            self._tend(0.2)
+            left = unfinished(self.stage)
+        if left:
+            self.tally.troubles.append(f"not settled after {self.orders.settle_seconds:.0f} s: {left}")
+        for child in healthy:
+            self._stop(child)
+
+    def _stop(self, child: _Child) -> None:
+        """SIGTERM, and a clean exit in time."""
+        if not self.nursery.signal(child.pid, signal.SIGTERM):
+            self.tally.troubles.append(f"{child.role} {child.pid} was gone before it was stopped: {self._log(child.role, child.pid)[-700:]}")
+            return
+        death = self.nursery.wait(child.pid, STOP_SECONDS)
+        if death is None:
+            self.nursery.signal(child.pid, signal.SIGKILL)
+            self.nursery.wait(child.pid, 10)
+            self.tally.troubles.append(f"{child.role} {child.pid} did not stop in {STOP_SECONDS:.0f} s: {self._log(child.role, child.pid)[-700:]}")
+        elif death.status:
+            self.tally.troubles.append(f"{child.role} {child.pid} ended with {death.status}: {self._log(child.role, child.pid)[-700:]}")
+
+    # --- pace -------------------------------------------------------------------------------------------
+    def _set_pace(self, seconds: float) -> None:
+        place = self.stage.folder / "pace"
+        place.with_suffix(".new").write_text(f"{seconds}")
+        place.with_suffix(".new").replace(place)
+
+    def _keep_pace(self) -> None:
+        """Enough work to be open at every death, not more than can be done and checked."""
+        if now() - self._last_pace < 0.25:
+            return
+        self._last_pace = now()
+        backlog = max(unfinished(self.stage).get("effects", 0), 0)
+        sent = self.stage.number("SELECT count(*) FROM crash_sent")
+        ahead = sent - self.tally.kills.total() * MESSAGES_PER_KILL
+        self._set_pace(9.0 if backlog > BACKLOG_MAX else 0.15 if ahead > MESSAGES_AHEAD else 0.004)
+        if not self.quiet and now() - self._last_word > 10:
+            self._last_word = now()
+            print(
+                f"  {now() - self._began:5.0f} s  {self.tally.kills.total():5} kills  {sent:6} messages  backlog {backlog}",
+                flush=True,
+            )

@@ -1,0 +1,230 @@
+"""Where one run takes place: a fresh database, a fresh broker, a folder of journals, plain SQL.
+
+Owns making and removing them, and the three tables of the run itself.  Nothing here imports duly: the
+checker reads with the drivers alone, so that a wrong statement of duly's cannot hide a wrong row.
+
+    crash_key     the order that transactions gave themselves: one counter per key
+    crash_sent    one row per message, in the transaction that published it; its absence is the truth
+    crash_effect  one row per message and group, in the handler's transaction
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import time
+import urllib.request
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from uuid import uuid4
+
+HTTP_SECONDS = 15
+GROUPS = ("ordered", "free", "batch")  # of the event; the command's group is its queue
+QUEUE = "crash.charges"
+TOPIC = "crash.notes"
+KEYS = 240
+HOT_KEYS = 8  # of the raw connections, few so that writers meet
+
+TABLES = """
+CREATE TABLE crash_key (key varchar(40) PRIMARY KEY, n integer NOT NULL);
+CREATE TABLE crash_sent (
+    message_id varchar(64) PRIMARY KEY, kind varchar(10) NOT NULL, key varchar(40), seq integer, txn varchar(60) NOT NULL);
+CREATE TABLE crash_effect (
+    id {identity}, grp varchar(40) NOT NULL, message_id varchar(64) NOT NULL, pid integer NOT NULL);
+CREATE INDEX crash_effect_of ON crash_effect (message_id, grp);
+"""
+IDENTITY = {
+    "sqlite": "integer PRIMARY KEY AUTOINCREMENT",
+    "postgres": "bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
+}
+
+
+@dataclass
+class Stage:
+    """One run's place. dialect: sqlite or postgres; database, broker: the URLs that duly gets."""
+
+    folder: Path
+    dialect: str
+    database: str
+    broker: str
+    admin: str = ""  # PostgreSQL server where the database was made
+    api: str = ""  # RabbitMQ's management interface with the login
+    vhost: str = ""
+    through: dict[str, str] = field(default_factory=dict)  # URLs through a proxy, by peer
+    _plain: Any = None
+
+    # --- plain SQL --------------------------------------------------------------------------------
+    def connect(self) -> Any:
+        """A connection of the driver's own, autocommit."""
+        if self.dialect == "sqlite":
+            path = self.database.removeprefix("sqlite:///")
+            return sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        import psycopg
+
+        return psycopg.connect(self.database, autocommit=True, connect_timeout=10)
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """What a plain statement gives; ``?`` marks a value. Connects again once when the server was away."""
+        for last in (False, True):
+            try:
+                if self._plain is None:
+                    self._plain = self.connect()
+                marked = sql if self.dialect == "sqlite" else sql.replace("?", "%s")
+                cursor = self._plain.execute(marked, tuple(values) or None) if self.dialect == "postgres" else (
+                    self._plain.execute(marked, tuple(values)))  # fmt: skip
+                return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
+            except Exception:
+                self.forget()
+                if last:
+                    raise
+        raise AssertionError
+
+    def number(self, sql: str, values: Sequence[Any] = ()) -> int:
+        """The one number that a statement gives."""
+        return int(self.rows(sql, values)[0][0])
+
+    def forget(self) -> None:
+        """Drop the plain connection; the next statement makes a new one."""
+        plain, self._plain = self._plain, None
+        if plain is not None:
+            try:
+                plain.close()
+            except Exception:  # noqa: S110  # a broken connection may not even close
+                pass
+
+    # --- the run's own tables ---------------------------------------------------------------------
+    def prepare(self) -> None:
+        """Make the run's tables and keys."""
+        with closing(self.connect()) as plain:
+            if self.dialect == "sqlite":
+                plain.execute("PRAGMA journal_mode = WAL")
+            for statement in TABLES.format(identity=IDENTITY[self.dialect]).split(";"):
+                if statement.strip():
+                    plain.execute(statement)
+            mark = "?" if self.dialect == "sqlite" else "%s"
+            for key in all_keys():
+                plain.execute(f"INSERT INTO crash_key (key, n) VALUES ({mark}, 0)", (key,))
+
+    def journal(self, name: str) -> Path:
+        """The path of a journal."""
+        return self.folder / f"{name}.jsonl"
+
+    def facts(self, pattern: str) -> Iterator[dict[str, Any]]:
+        """The lines of the journals whose name fits, file by file."""
+        for path in sorted(self.folder.glob(f"{pattern}.jsonl")):
+            yield from read_lines(path)
+
+    # --- the end ----------------------------------------------------------------------------------
+    def remove(self, *, keep_folder: bool = False) -> None:
+        """Drop what was made on servers, and the folder unless it is evidence."""
+        self.forget()
+        if self.admin:
+            import psycopg
+
+            with psycopg.connect(self.admin, autocommit=True, connect_timeout=10) as admin:
+                name = urlsplit(self.database).path[1:]
+                admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        if self.vhost:
+            ask_rabbitmq(self.api, "DELETE", f"/api/vhosts/{self.vhost}")
+        if not keep_folder:
+            shutil.rmtree(self.folder, ignore_errors=True)  # a second run makes its own
+
+
+def all_keys() -> list[str]:
+    """Every key of the workload: those of sessions, then the hot ones of raw connections."""
+    return [f"k{n:03}" for n in range(KEYS)] + ["straddle"] + [f"hot{n}" for n in range(HOT_KEYS)]
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a journal; the last may be cut short by a kill."""
+    lines = path.read_bytes().split(b"\n")
+    for line in lines[:-1]:
+        yield json.loads(line)
+
+
+def now() -> float:
+    """The clock of the journals."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def sqlite_stage(folder: Path) -> Stage:
+    """A stage on files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.resolve()
+    stage = Stage(path, "sqlite", f"sqlite:///{path}/app.db", f"embedded:///{path}/broker.db")
+    stage.prepare()
+    return stage
+
+
+def postgres_stage(folder: Path, *, postgres: str, rabbitmq: str, api: str = "") -> Stage:
+    """A stage on servers. postgres, rabbitmq: URLs of the servers; api: of the management interface."""
+    import psycopg
+
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"crash_{uuid4().hex[:16]}"
+    with psycopg.connect(postgres, autocommit=True, connect_timeout=10) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+    parts = urlsplit(rabbitmq)
+    port = (parts.port or 5672) + 10_000
+    login = f"{parts.username or 'guest'}:{parts.password or 'guest'}"
+    api = api or f"http://{login}@{parts.hostname}:{port}"
+    ask_rabbitmq(api, "PUT", f"/api/vhosts/{name}")
+    user = unquote(parts.username or "guest")
+    rights = b'{"configure":".*","write":".*","read":".*"}'
+    ask_rabbitmq(api, "PUT", f"/api/permissions/{name}/{user}", rights)
+    stage = Stage(
+        folder.resolve(),
+        "postgres",
+        urlsplit(postgres)._replace(path=f"/{name}").geturl(),
+        parts._replace(path=f"/{name}").geturl(),
+        admin=postgres,
+        api=api,
+        vhost=name,
+    )
+    stage.prepare()
+    return stage
+
+
+def ask_rabbitmq(api: str, method: str, path: str, body: bytes | None = None) -> bytes:
+    """One request to RabbitMQ's management interface. Raises OSError."""
+    parts = urlsplit(api)
+    login = f"{unquote(parts.username or 'guest')}:{unquote(parts.password or 'guest')}".encode()
+    request = urllib.request.Request(
+        f"http://{parts.hostname}:{parts.port}{path}",
+        data=body,
+        method=method,
+        headers={
+            "Authorization": f"Basic {b64encode(login).decode()}",
+            "Content-Type": "application/json",
+        },
+    )
+    with urllib.request.urlopen(request, timeout=HTTP_SECONDS) as answer:
+        return bytes(answer.read())
+
+
+def unfinished(stage: Stage) -> dict[str, int]:
+    """What is still to be done, by where it lies; empty when everything has settled."""
+    questions = {
+        "outbox": "SELECT count(*) FROM duly_outbox WHERE status NOT IN ('sent', 'unrouted')",
+        "inbox": "SELECT count(*) FROM duly_inbox WHERE status IN ('ready', 'retry', 'held', 'failed')",
+        "holds": "SELECT count(*) FROM duly_key_hold",
+    }
+    found = {where: stage.number(sql) for where, sql in questions.items()}
+    wanted = {"event": len(GROUPS), "command": 1}
+    expected = sum(
+        wanted[kind] * count
+        for kind, count in stage.rows("SELECT kind, count(*) FROM crash_sent GROUP BY kind")
+    )
+    found["effects"] = expected - stage.number("SELECT count(*) FROM crash_effect")
+    return {where: count for where, count in found.items() if count}
+
+
+def ids(rows: Iterable[tuple[Any, ...]]) -> set[str]:
+    """The first column as a set."""
+    return {row[0] for row in rows}

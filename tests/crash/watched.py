@@ -1,0 +1,124 @@
+"""A broker that keeps the harness's own record of what went through it, and refuses on request.
+
+Wraps any ``Broker``: what was handed to it, what it confirmed, what was received and acked.  A message whose
+payload says ``"refuse":true`` is refused at this door for some time, as a full queue would do; where
+the broker stores a batch whole, the rest of the batch is then not stored either.  Invariant: the
+record of a send is on the disk before the send, and that of an ack after it, so that the record
+never claims less open work than there was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from duly.kernel import failpoints
+from duly.ports import CONFIRMED, Delivery, Outcome, OutcomeKind, Subscription, SubscriptionSpec
+from duly.testing.journal import Journal
+
+REFUSE = b'"refuse":true'
+REFUSE_CHANCE = 0.5
+RECENT_SENDS = 8
+_REFUSED = Outcome(OutcomeKind.REFUSED, "the harness refused it")
+_BESIDE = Outcome(OutcomeKind.UNAVAILABLE, "stored whole or not at all, and a message of it was refused")
+
+
+class Watch:
+    """What this process has open, and its journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.sends: deque[list[str]] = deque(maxlen=RECENT_SENDS)
+        self.unacked: Counter[str] = Counter()
+        self.effects: set[str] = set()
+
+    def dying(self, name: str) -> None:
+        """The last line before the process dies at a failpoint: what is open in it."""
+        self.journal.append(
+            "dying",
+            point=name,
+            sent=sum(len(ids) for ids in self.sends),
+            unacked={group: count for group, count in self.unacked.items() if count},
+            effects=sorted(self.effects),
+        )
+
+
+class WatchedBroker:
+    """``inner`` with a record. window_seconds: how far into a publish its failpoint may lie."""
+
+    def __init__(self, inner: Any, watch: Watch, *, window_seconds: float) -> None:
+        self._inner, self._watch, self._window = inner, watch, window_seconds
+        self.features = inner.features
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def publish(self, messages: Sequence[Any], *, deadline_seconds: float) -> Sequence[Outcome]:
+        """Record, refuse or send, record."""
+        refused = {i for i, m in enumerate(messages) if REFUSE in m.payload and random.random() < REFUSE_CHANCE}
+        if refused and self.features.atomic_batch:
+            return [_REFUSED if i in refused else _BESIDE for i in range(len(messages))]
+        sending = [m for i, m in enumerate(messages) if i not in refused]
+        ids = [m.id for m in sending]
+        self._watch.sends.append(ids)
+        self._watch.journal.append("send", ids=ids)
+        outcomes = iter(await self._send(sending, deadline_seconds))
+        return [_REFUSED if i in refused else next(outcomes) for i in range(len(messages))]
+
+    async def _send(self, messages: Sequence[Any], deadline_seconds: float) -> Sequence[Outcome]:
+        if not messages:
+            return []
+        task = asyncio.ensure_future(self._inner.publish(messages, deadline_seconds=deadline_seconds))
+        await asyncio.wait({task}, timeout=random.random() * self._window)
+        failpoints.hit(failpoints.RELAY_SENT)
+        outcomes: Sequence[Outcome] = await task
+        odd = {m.id: o.kind.value for m, o in zip(messages, outcomes, strict=True) if o is not CONFIRMED and o.kind is not OutcomeKind.CONFIRMED}
+        self._watch.journal.append("answer", count=len(messages), odd=odd)
+        return outcomes
+
+    async def subscribe(self, spec: SubscriptionSpec) -> Subscription:
+        """A watched subscription."""
+        return WatchedSubscription(await self._inner.subscribe(spec), spec.group, self._watch)
+
+
+class WatchedSubscription:
+    """A subscription with a record."""
+
+    def __init__(self, inner: Subscription, group: str, watch: Watch) -> None:
+        self._inner, self._group, self._watch = inner, group, watch
+        self._open: dict[int, tuple[str, Any]] = {}  # by the token's identity; the token is kept alive
+
+    async def batches(self) -> AsyncIterator[list[Delivery]]:
+        """As the inner one, each batch recorded before it is handed on."""
+        async for batch in self._inner.batches():
+            self._open |= {id(d.token): (d.message.id, d.token) for d in batch}
+            self._watch.unacked[self._group] += len(batch)
+            self._watch.journal.append(
+                "recv", group=self._group, got=[[d.message.id, d.source, d.position] for d in batch]
+            )
+            yield batch
+
+    async def ack(self, tokens: Sequence[Any]) -> None:
+        """Acks, then records it."""
+        await self._inner.ack(tokens)
+        self._note("ack", tokens)
+
+    async def release(self, tokens: Sequence[Any]) -> None:
+        """Gives back, then records it."""
+        await self._inner.release(tokens)
+        self._note("release", tokens)
+
+    async def close(self) -> None:
+        """Closes; what is unacked goes back."""
+        await self._inner.close()
+        back = [message_id for message_id, _ in self._open.values()]
+        self._watch.journal.append("release", group=self._group, ids=back)
+
+    def _note(self, what: str, tokens: Sequence[Any]) -> None:
+        known = [self._open.pop(id(token), None) for token in tokens]
+        found = [entry[0] for entry in known if entry is not None]
+        self._watch.unacked[self._group] -= len(found)
+        self._watch.journal.append(what, group=self._group, ids=found)

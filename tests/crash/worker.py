@@ -1,0 +1,63 @@
+"""A process of the App under test: relay and consumers, to be killed.
+
+Runs until SIGTERM (drains, exit 0) or until its armed failpoint ends it.  Everything it has open is in
+its journal, ``worker-PID.jsonl``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+from typing import Any
+
+from duly.brokers.embedded.broker import EmbeddedBroker
+from duly.brokers.rabbitmq.broker import RabbitMQBroker
+from duly.observe.facts import Fact, LeaseLost, LeaseTaken
+from duly.testing.failpoints import arm, parse
+from duly.testing.journal import Journal
+from tests.crash.shop import Gateway, make_app
+from tests.crash.watched import Watch, WatchedBroker
+
+
+def main(config: dict[str, Any]) -> int:
+    """Be a worker until stopped; the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(relativeCreated)d %(name)s %(message)s")
+    random.seed(f"{config['seed']}-{os.getpid()}")
+    journal = Journal(f"{config['folder']}/worker-{os.getpid()}.jsonl")
+    watch = Watch(journal)
+    plans = parse(config.get("plan", ""))
+    journal.append("start", plan=config.get("plan", ""), lease=config["lease"])
+    asyncio.run(_serve(config, watch, plans))
+    journal.append("end")
+    return 0
+
+
+async def _serve(config: dict[str, Any], watch: Watch, plans: list[Any]) -> None:
+    inner = (
+        EmbeddedBroker(config["broker"], lease_seconds=config["broker_lease"])
+        if config["broker"].startswith("embedded")
+        else RabbitMQBroker(config["broker"])
+    )
+    gateway = Gateway(f"{config['folder']}/gateway.jsonl", config["database"])
+    app = make_app(
+        config, broker=WatchedBroker(inner, watch, window_seconds=0.004), gateway=gateway
+    )
+    app.hooks.add(lambda fact: _heard(fact, watch))
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    arm(*plans, before=watch.dying)
+    async with app.running(roles=config.get("roles")):
+        watch.journal.append("ready")
+        await stop.wait()
+        watch.journal.append("stopping")
+
+
+def _heard(fact: Fact, watch: Watch) -> None:
+    if isinstance(fact, LeaseLost):
+        watch.journal.append("lost", names=list(fact.names)[:3])
+    elif isinstance(fact, LeaseTaken):
+        watch.journal.append("taken", count=len(fact.names))

@@ -1,0 +1,80 @@
+"""The suites' judge: nothing passes by not running."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tools import suites
+from tools.suites import Suite
+
+PASSES = "def test_a():\n    assert 1 + 1 == 2\n"
+FAILS = "def test_b():\n    assert 1 + 1 == 3\n"
+SKIPS = "import pytest\n@pytest.mark.skip\ndef test_c():\n    assert 1\n"
+BREAKS = "import no_such_module_anywhere\n"
+HANGS = "import time\ndef test_d():\n    time.sleep(60)\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty tests folder, with the reports beside it."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # the runs inside start quicker
+    monkeypatch.setattr(suites, "REPORTS", tmp_path / "reports")
+    suites.REPORTS.mkdir()
+    return tmp_path
+
+
+def plant(folder: Path, text: str) -> Suite:
+    """A suite of one file."""
+    (folder / "unit").mkdir()
+    (folder / "unit" / "test_planted.py").write_text(text)
+    return Suite("unit", 30)
+
+
+@pytest.mark.parametrize(
+    ("text", "counts", "note"),
+    [
+        (PASSES + FAILS + SKIPS, (1, 1, 1), ""),
+        (BREAKS, (0, 1, 0), ""),
+        ("", (0, 0, 0), "has no test"),
+    ],
+)
+def test_a_suite_is_judged_by_its_report(
+    folder: Path, text: str, counts: tuple[int, int, int], note: str
+) -> None:
+    result = suites.run(plant(folder, text), folder)
+    assert (result.passed, result.failed, result.skipped) == counts
+    assert result.note == note
+
+
+def test_a_suite_past_its_budget_fails_and_is_ended(folder: Path) -> None:
+    result = suites.run(plant(folder, HANGS)._replace(budget_seconds=3), folder)
+    assert result.note == "ran past its budget of 3 s"
+    assert result.seconds < 20
+
+
+def test_the_last_line_counts_and_the_exit_code_agrees(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(folder, "")
+    (folder / "tidy").mkdir()
+    (folder / "tidy" / "test_fine.py").write_text(PASSES)
+    assert suites.main([], folder) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "1 passed, 1 failed, 0 skipped"
+    assert suites.main(["tidy"], folder) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 passed, 0 failed, 0 skipped"
+
+
+def test_a_suite_that_is_not_there_cannot_be_asked_for(folder: Path) -> None:
+    with pytest.raises(SystemExit, match="no such suite: any"):
+        suites.chosen([], folder)
+    plant(folder, PASSES)
+    with pytest.raises(SystemExit, match="no such suite: integraton"):
+        suites.chosen(["unit", "integraton"], folder)
+
+
+def test_a_green_report_of_a_pytest_that_died_is_not_green() -> None:
+    assert suites.judge(3, Suite("unit", 1), ran=5, failed=0) == "pytest ended with 3"
+    assert suites.judge(0, Suite("unit", 1), ran=0, failed=0) == "has no test"
+    assert suites.judge(1, Suite("unit", 1), ran=5, failed=1) == ""
