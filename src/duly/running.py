@@ -32,7 +32,7 @@ from duly.outbox.sole import Pass, SoleRole
 from duly.outbox.unstored import FAILURE_SOURCE
 from duly.ports import Broker, Statement, SubscriptionSpec, TopicSpec
 from duly.runtime.connection import ConnectionThread
-from duly.runtime.lanes import LaneTiming
+from duly.runtime.lanes import DEADLINE_MIN_SECONDS, LaneTiming
 from duly.runtime.leases import Deadlines
 from duly.runtime.node import LeaseTiming, Node
 from duly.runtime.supervisor import Role, Supervisor
@@ -255,6 +255,7 @@ class Running:
             lease=LeaseTiming(settings.lease_ttl, settings.renew_every),
             lanes=LaneTiming(
                 send_timeout=settings.send_timeout,
+                deadline_min=min(DEADLINE_MIN_SECONDS, settings.lease_ttl / 10),
                 poll_every=settings.poll_every,
                 batch=settings.batch_size,
             ),

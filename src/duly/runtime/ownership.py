@@ -56,6 +56,10 @@ class LaneOwnership:
             return None
         return LeaseTerm(f"lane/{self.scope}/{lane}", token, self._keeper.until)
 
+    def remaining(self) -> float:
+        """For how many seconds what is held may still be acted on."""
+        return self._keeper.remaining() if self._holder == self._keeper.holder else 0.0
+
     @property
     def holder(self) -> str:
         """Under which name the lanes are held."""
