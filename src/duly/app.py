@@ -158,15 +158,15 @@ class App:
         """Declare a class of your own (pydantic, dataclass, attrs, msgspec) as an event:
         ``@app.event("order.placed", ...)``.
         """
-        return self._declare(name, "event", topic, version)
+        return self._declare(name, "event", topic=topic, version=version)
 
     def command(self, name: str, *, queue: str, version: int = 1) -> Callable[[C], C]:
         """Declare a class of your own as a command."""
-        return self._declare(name, "command", queue, version)
+        return self._declare(name, "command", topic=queue, version=version)
 
-    def _declare(self, name: str, kind: str, topic: str, version: int) -> Callable[[C], C]:
+    def _declare(self, name: str, kind: str, *, topic: str, version: int) -> Callable[[C], C]:
         def declare(cls: C) -> C:
-            self.registry.declare(cls, name, kind, topic, version)
+            self.registry.declare(cls, name, kind=kind, topic=topic, version=version)
             return cls
 
         return declare

@@ -279,7 +279,9 @@ class Registry:
         self._by_class[spec.cls] = spec
         return spec
 
-    def declare(self, cls: type, name: str, kind: str, topic: str, version: int = 1) -> MessageType:
+    def declare(
+        self, cls: type, name: str, *, kind: str, topic: str, version: int = 1
+    ) -> MessageType:
         """Register a class that is not ours: pydantic, dataclass, attrs, msgspec."""
         where = (topic, None) if kind == "event" else (None, topic)
         return self.add(_describe(cls, name, version=version, kind=kind, where=where))

@@ -186,7 +186,7 @@ class Running:
         if works:
             self._supervisor.add("lanes", lambda: self._make_node(works))
         specs = [self._subscription(group) for group in self._app.handlers.groups]
-        declare = _Declare(self._broker, self._topics(), specs, self._declared)
+        declare = _Declare(self._broker, self._topics(), specs, done=self._declared)
         self._supervisor.add("declare", lambda: declare)
         for group in groups:
             self._supervisor.add(f"consume {group}", partial(self._make_consumer, group))
@@ -213,11 +213,14 @@ class Running:
         )
 
     def _make_consumer(self, group: str) -> Role:
-        drain_seconds = self._settings.drain_timeout
         consumer = Consumer(self._context, group, connection=self._inbox)
         self._consumers[group] = consumer
         return _Consume(
-            consumer, self._broker, self._subscription(group), self._declared, drain_seconds
+            consumer,
+            self._broker,
+            self._subscription(group),
+            declared=self._declared,
+            drain_seconds=self._settings.drain_timeout,
         )
 
     def _make_retention(self) -> Role:
@@ -272,6 +275,7 @@ class _Declare:
         broker: Broker,
         topics: Sequence[TopicSpec],
         subscriptions: Sequence[SubscriptionSpec],
+        *,
         done: asyncio.Event,
     ) -> None:
         self._broker, self._topics, self._subscriptions = broker, topics, subscriptions
@@ -309,6 +313,7 @@ class _Consume:
         consumer: Consumer,
         broker: Broker,
         spec: SubscriptionSpec,
+        *,
         declared: asyncio.Event,
         drain_seconds: float,
     ) -> None:

@@ -138,7 +138,7 @@ class _Deliveries:
         self.received: dict[str, list[tuple[float, int, str, str, str]]] = defaultdict(list)
         self.of_pid: dict[int, list[tuple[str, str, str, str]]] = defaultdict(list)
         self.acked: dict[tuple[int, str, str], float] = {}  # pid, group, message -> at
-        self.returned: Counter[tuple[str, str]] = Counter()  # group, message
+        self.ends: list[dict[str, Any]] = []  # of workers that stopped and gave back what they had
         self.unknown: Counter[str] = Counter()
         self.sends: dict[int, set[str]] = defaultdict(set)
         for fact in stage.facts("worker-*"):
@@ -152,8 +152,8 @@ class _Deliveries:
             self.of_pid[pid].extend((fact["group"], *line[2:]) for line in lines)
         elif what == "ack":
             self.acked |= {(pid, fact["group"], m): at for m in fact["ids"]}
-        elif what == "release":
-            self.returned.update((fact["group"], m) for m in fact["ids"])
+        elif what == "end":
+            self.ends.append(fact)
         elif what == "send":
             self.sends[pid].update(fact["ids"])
         elif what == "answer":
@@ -163,13 +163,13 @@ class _Deliveries:
         """(message, pid) in the order of time."""
         return [(m, pid) for _, pid, m, _, _ in sorted(self.received[group])]
 
-    def open_at_death(self, fault: dict[str, Any]) -> Counter[tuple[str, str]]:
-        """(group, message) that the dead process had received and the broker may not know to be done."""
+    def open_at_end(self, end: dict[str, Any]) -> Counter[tuple[str, str]]:
+        """(group, message) that a process had received when it ended and the broker may not know to be done."""
         found: Counter[tuple[str, str]] = Counter()
         sources: dict[tuple[str, str], list[tuple[int, str, bool]]] = defaultdict(list)
-        for group, m, source, position in self.of_pid[fault["pid"]]:
-            acked = self.acked.get((fault["pid"], group, m))
-            sure = acked is not None and acked < fault["at"] - ACK_SETTLES_SECONDS
+        for group, m, source, position in self.of_pid[end["pid"]]:
+            acked = self.acked.get((end["pid"], group, m))
+            sure = acked is not None and acked < end["at"] - ACK_SETTLES_SECONDS
             place = int(position) if position.isdigit() else 0
             sources[group, source].append((place, m, sure))
         for (group, _), inside in sources.items():
@@ -189,7 +189,9 @@ def _behind_the_first_open(inside: list[tuple[int, str, bool]]) -> list[str]:
 
 
 def _duplicates(verdict: Verdict, deliveries: _Deliveries, *, batch_max: int) -> None:
-    credit: Counter[tuple[str, str]] = Counter(deliveries.returned)
+    credit: Counter[tuple[str, str]] = Counter()
+    for end in deliveries.ends:
+        credit.update(deliveries.open_at_end(end))
     groups = list(deliveries.received)
     excess = []
     for fault in deliveries.faults:
@@ -197,7 +199,7 @@ def _duplicates(verdict: Verdict, deliveries: _Deliveries, *, batch_max: int) ->
         if len(resent) > batch_max:
             excess.append(f"fault {fault['n']} at {fault['point']}: {len(resent)}")
         credit.update((group, m) for m in resent for group in groups)
-        credit.update(deliveries.open_at_death(fault))
+        credit.update(deliveries.open_at_end(fault))
     credit.update((group, m) for m in deliveries.unknown for group in groups)
     verdict.blame("unexplained", f"more than a batch ({batch_max}) sent and unsettled at one death", excess)
     unexplained = []

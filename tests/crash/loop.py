@@ -315,31 +315,32 @@ class Loop:
 
     # --- phases -----------------------------------------------------------------------------------------
     def _slow_phase(self) -> None:
-        """At the production lease: kill one, and measure until what was committed then is done."""
+        """At the production lease, one victim at a time beside a healthy worker: how long until its work is done."""
+        if not self.orders.slow_kills:
+            return
+        healthy = self._fork("worker", point="", lease=PRODUCTION)
         while self.tally.kills.total() < self.orders.slow_kills:
             self._check_time()
-            while sum(c.role == "worker" for c in self._children.values()) < 2:
+            if not self._children:
                 self._spawn_worker(PRODUCTION)
             before = self.tally.kills.total()
-            dead = self._tend(0.05)
-            if any(child.role == "worker" for child in dead) and self.tally.kills.total() > before:
+            self._tend(0.05)
+            if self.tally.kills.total() > before:
                 self._measure_recovery()
+        self._stop(healthy)
 
     def _measure_recovery(self) -> None:
-        """Seconds until everything committed at the death has its effects; the others are not killed meanwhile."""
+        """Seconds until everything committed at the death has its effects; nobody else dies meanwhile."""
         began = now()
-        healthy = [self._fork("worker", point="", lease=PRODUCTION)]
         waiting = self._undone()
         while waiting and now() - began < RECOVERY_SECONDS_MAX:
-            for child in self._children.values():
-                child.end_at = max(child.end_at, now() + 1.0)
             self._tend(0.05)
             waiting &= self._undone()
         if waiting:
-            self.tally.troubles.append(f"not recovered after {RECOVERY_SECONDS_MAX:.0f} s: {sorted(waiting)[:5]}")
+            self.tally.troubles.append(
+                f"not recovered after {RECOVERY_SECONDS_MAX:.0f} s: {sorted(waiting)[:5]}"
+            )
         self.tally.recoveries.append(now() - began)
-        for child in healthy:
-            self._stop(child)
 
     def _undone(self) -> set[tuple[str, str]]:
         """(message, group) that is committed and has no effect yet."""

@@ -58,7 +58,7 @@ class WatchedBroker:
 
     async def publish(self, messages: Sequence[Any], *, deadline_seconds: float) -> Sequence[Outcome]:
         """Record, refuse or send, record."""
-        refused = {i for i, m in enumerate(messages) if REFUSE in m.payload and random.random() < REFUSE_CHANCE}
+        refused = {i for i in self._first_of_keys(messages) if REFUSE in messages[i].payload and random.random() < REFUSE_CHANCE}
         if refused and self.features.atomic_batch:
             return [_REFUSED if i in refused else _BESIDE for i in range(len(messages))]
         sending = [m for i, m in enumerate(messages) if i not in refused]
@@ -67,6 +67,11 @@ class WatchedBroker:
         self._watch.journal.append("send", ids=ids)
         outcomes = iter(await self._send(sending, deadline_seconds))
         return [_REFUSED if i in refused else next(outcomes) for i in range(len(messages))]
+
+    def _first_of_keys(self, messages: Sequence[Any]) -> list[int]:
+        """Places of messages that have none of their key before them; refused elsewhere, a batch would be torn."""
+        firsts = {m.key: i for i, m in reversed(list(enumerate(messages)))}
+        return [i for i, m in enumerate(messages) if m.key is None or firsts[m.key] == i]
 
     async def _send(self, messages: Sequence[Any], deadline_seconds: float) -> Sequence[Outcome]:
         if not messages:

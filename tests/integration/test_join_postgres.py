@@ -169,7 +169,7 @@ def _until_waiting(shop: Shop) -> None:
         end = time.monotonic() + 10
         while not c.execute(text(WAITING)).scalar():
             assert time.monotonic() < end
-            time.sleep(0.01)
+            time.sleep(0.01)  # between two looks at the server; bounded by ``end``
 
 
 def test_same_key_writers_wait_from_flush_to_commit(shop: Shop) -> None:

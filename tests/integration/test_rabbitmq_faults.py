@@ -15,7 +15,7 @@ from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.errors import BrokerUnavailableError
 from duly.message import Message
 from duly.ports import Outcome, OutcomeKind, SubscriptionSpec, TopicSpec
-from duly.testing.broker_conformance import Receiver, event, message
+from duly.testing.broker_target import Receiver, event, message
 from duly.testing.fault_proxy import DROP_REPLIES, PASS, REFUSE, RESET, SILENT, Fault, FaultProxy
 
 CONFIRMED, UNKNOWN, UNAVAILABLE = (
@@ -84,7 +84,7 @@ async def publish_until_confirmed(
     broker: RabbitMQBroker, messages: Sequence[Message]
 ) -> list[list[tuple[Message, Outcome]]]:
     """Every attempt's outcomes, the last one all confirmed."""
-    attempts = []
+    attempts: list[list[tuple[Message, Outcome]]] = []
     left = list(messages)
     end = time.monotonic() + 30
     while left:

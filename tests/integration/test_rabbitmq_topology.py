@@ -15,7 +15,7 @@ import pytest
 from duly.brokers.rabbitmq import RabbitMQBroker, queue_name
 from duly.errors import BrokerUnavailableError, ConfigurationError, OperatorError
 from duly.ports import OutcomeKind, Severity, SubscriptionSpec, TopicSpec
-from duly.testing.broker_conformance import Receiver, event, message
+from duly.testing.broker_target import Receiver, event, message
 from tests.conftest import rabbitmq_api
 
 

@@ -26,7 +26,7 @@ class Cluster:
         """
         snapshot, members, moved = dict(self.owners), list(self.members), 0
         for node in self.chance.sample(members, len(members)):
-            todo = plan(self.mine(node), snapshot, members, node)
+            todo = plan(self.mine(node), snapshot, members, me=node)
             assert not (todo.release and todo.take)
             for lane in todo.release:
                 assert self.owners[lane] == node

@@ -168,23 +168,25 @@ def test_a_class_has_one_wire_name():
     class Plain:
         a: int
 
-    registry.declare(Plain, "plain", "event", "t")
-    registry.declare(Plain, "plain", "event", "t")
-    for other in (("other", "event", "t"), ("plain", "event", "u"), ("plain", "event", "t", 2)):
+    registry.declare(Plain, "plain", kind="event", topic="t")
+    registry.declare(Plain, "plain", kind="event", topic="t")
+    for name, topic, version in (("other", "t", 1), ("plain", "u", 1), ("plain", "t", 2)):
         with pytest.raises(ConfigurationError, match="declared in two ways"):
-            registry.declare(Plain, *other)
+            registry.declare(Plain, name, kind="event", topic=topic, version=version)
 
 
 def test_one_name_has_one_kind_in_all_versions():
     registry = Registry()
     registry.of(OrderPlaced)
     with pytest.raises(ConfigurationError, match="both an event and a command"):
-        registry.declare(type("A", (), {}), "order.placed", "command", "orders", 3)
+        registry.declare(
+            type("A", (), {}), "order.placed", kind="command", topic="orders", version=3
+        )
 
 
 def test_there_are_two_kinds():
     with pytest.raises(ConfigurationError, match="kind must be"):
-        Registry().declare(type("A", (), {}), "a", "query", "t")
+        Registry().declare(type("A", (), {}), "a", kind="query", topic="t")
 
 
 def test_a_subclass_without_a_name_is_no_message():
@@ -202,8 +204,8 @@ def test_other_classes_are_unknown(cls):
 
 def test_finding_a_version():
     registry = Registry()
-    first = registry.declare(type("A", (), {}), "a", "event", "t", 1)
-    third = registry.declare(type("A3", (), {}), "a", "event", "t", 3)
+    first = registry.declare(type("A", (), {}), "a", kind="event", topic="t", version=1)
+    third = registry.declare(type("A3", (), {}), "a", kind="event", topic="t", version=3)
     assert registry.find("a", 1) is first
     assert registry.find("a", 2) is first
     assert registry.find("a", 3) is third
@@ -241,7 +243,7 @@ FAMILIES = [Data, Attr, Pydantic, Struct]
 
 def declared(cls: type) -> tuple[Registry, Any]:
     registry = Registry()
-    return registry, registry.declare(cls, "x", "event", "t")
+    return registry, registry.declare(cls, "x", kind="event", topic="t")
 
 
 def test_round_trip():
@@ -472,7 +474,11 @@ class Extra(pydantic.BaseModel):
 )
 def test_nan_and_infinity_do_not_come_in_either(cls, payload):
     registry = Registry()
-    spec = registry.of(cls) if cls is OrderPlaced else registry.declare(cls, "x", "event", "t")
+    spec = (
+        registry.of(cls)
+        if cls is OrderPlaced
+        else registry.declare(cls, "x", kind="event", topic="t")
+    )
     with pytest.raises(UndecodableError):
         registry.decode(spec, payload)
 

@@ -20,7 +20,8 @@ def join_of(target: Any) -> Join:
 
     Raises NotInTransactionError (NOT_A_TRANSACTION) for anything that none of the joins knows.
     """
-    return _join_of(type(target))
+    kind: Any = type(target)
+    return _join_of(kind)
 
 
 @lru_cache(maxsize=256)

@@ -122,6 +122,7 @@ class Consumer:
             await self._room.wait()
         self._in_flight += len(batch)
         intake = sort(self._context, self.group, batch)
+        batch = intake.order  # the same deliveries, each with an id
         try:
             if self._ordered:
                 await self._keep_rows(intake)
@@ -148,13 +149,20 @@ class Consumer:
             values = {"group": self.group, "handler": name, "dedupe_keys": keys}
             result = await self._connection.ask(Statement("inbox.seen", values))
             seen.update({(name, key): (message_id, status) for key, message_id, status in result.rows})
-        left, duplicates = [], Counter[str]()
+        left, busy, duplicates = [], [], Counter[str]()
         for entry in entries:
             found = seen.get((entry.handler.name, entry.identity.dedupe_key))
-            if found is None or (found[0] != entry.delivery.message.id and found[1] != "done"):
+            ending = None if found is None else judged(*found, entry.delivery.message.id)
+            if ending is None:
                 left.append(entry)
+            elif ending.end is End.BUSY:
+                busy.append(entry.as_unhandled(ending))
             else:
                 duplicates[entry.handler.name] += 1
+        if busy:
+            await self._connection.run(lambda: store(busy))
+            for one in busy:
+                self._tell_stored(one.message, one.identity.handler, one.ending)
         self._tell_duplicates(duplicates)
         return await self._store_recovered(left)
 

@@ -1,7 +1,7 @@
 """The connection that a handler works on.
 
 Owns one SQLAlchemy connection, the driver's connection behind it, and at most one transaction.  It belongs to one
-worker for as long as it lives: taken out of its pool, opened again after it was lost, with the handler's hard deadline
+worker for as long as it lives: never in a pool, opened again after it was lost, with the handler's hard deadline
 as the server's limit for waiting and for idling.  The hot path uses the driver only; SQLAlchemy's connection says BEGIN
 and COMMIT, so that a ``Session`` can join at any moment.
 
@@ -56,15 +56,14 @@ class Desk:
         """Connect, where that is needed. Raises DatabaseUnavailableError, ConfigurationError."""
         if self._core is None:
             try:
-                self.adopt(self._database.engine().connect())
+                self.adopt(_connect(self._database.engine()))
             except Exception as error:
                 raise self.mapped(error) from error
 
     def adopt(self, core: Any) -> None:
-        """Take over a connection of SQLAlchemy's; nobody else gets it any more."""
-        self.driver = core.connection.driver_connection  # asked now: a detached connection does not tell any more
-        core.detach()
+        """Take over a connection of SQLAlchemy's; nobody else may use it."""
         self._core = core
+        self.driver = core.connection.driver_connection
         self._dbapi = core.connection.dbapi_connection
         milliseconds = str(max(1, int(self._limit_seconds * 1000)))
         self.run(_single(Statement("inbox.deadline", {"milliseconds": milliseconds})))
@@ -79,6 +78,7 @@ class Desk:
         core, self._core, self._dbapi, self.driver = self._core, None, None, None
         if core is not None:
             with suppress(Exception):  # a connection that cannot be closed is gone already
+                core.invalidate()
                 core.close()
 
     def mapped(self, error: Exception) -> Exception:
@@ -89,7 +89,7 @@ class Desk:
     @property
     def lost(self) -> bool:
         """Whether the connection cannot be used any more."""
-        return self._core is None or bool(getattr(self.driver, "closed", False))
+        return self._core is None or self._core.closed or bool(getattr(self.driver, "closed", False))
 
     # --- statements ---------------------------------------------------------------------------------------------------
     def execute(self, statement: Statement) -> Result:
@@ -213,7 +213,7 @@ class AsyncDesk:
             return
         await self.close()
         try:
-            self.connection = await self._database.async_engine().connect()
+            self.connection = await _connect_async(self._database.async_engine())
             await self.connection.run_sync(self.desk.adopt)
         except Exception as error:
             await self.close()
@@ -232,6 +232,20 @@ class AsyncDesk:
                 await connection.run_sync(lambda _: self.desk.close())
             with suppress(Exception):
                 await connection.close()
+
+
+def _connect(engine: Any) -> Any:
+    """A connection as the engine makes them, outside its pool: a worker keeps it, and pools may be small."""
+    from sqlalchemy.engine import Connection
+
+    return Connection(engine, connection=engine.pool.recreate().connect())
+
+
+async def _connect_async(engine: Any) -> Any:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.util import greenlet_spawn
+
+    return AsyncConnection(engine, await greenlet_spawn(_connect, engine.sync_engine))
 
 
 def _single(statement: Statement) -> Steps[Result]:

@@ -39,7 +39,7 @@ def fair_share(lanes: int, members: Sequence[str], me: str) -> int:
 
 
 def plan(
-    mine: frozenset[int], owners: Mapping[int, str | None], members: Sequence[str], me: str
+    mine: frozenset[int], owners: Mapping[int, str | None], members: Sequence[str], *, me: str
 ) -> Plan:
     """What ``me`` should release and take.
 

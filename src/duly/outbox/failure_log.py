@@ -202,12 +202,14 @@ class FailureStore:
 
     def _ids(self, scope: FailureScope) -> list[int]:
         ids: list[int] = []
-        while len(ids) <= BULK_MAX:
+        while True:
             lines = self.find(scope, limit=_LIST_MAX, after=ids[-1] if ids else 0)
             ids += [line.id for line in lines]
+            if len(ids) > BULK_MAX:
+                text = f"more than {BULK_MAX} entries; narrow it"
+                raise OperatorError(text, code="SCOPE_TOO_WIDE")
             if len(lines) < _LIST_MAX:
                 return ids
-        raise OperatorError(f"more than {BULK_MAX} entries; narrow it", code="SCOPE_TOO_WIDE")
 
     def _tell(self, verb: str, by: By, count: int) -> None:
         if count:

@@ -20,7 +20,11 @@ __all__ = ["Index", "Layout", "compare", "layout_of", "live_layout"]
 
 _COMMENT = re.compile(r"--[^\n]*")
 _TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS (\w+) \((.*)\)", re.DOTALL)
-_COLUMN = re.compile(r"(\w+)\s+(\w[\w ]*?)(?:\s+(?:NOT NULL|DEFAULT|PRIMARY KEY|GENERATED)\b.*)?,?")
+_COLUMN = re.compile(
+    r"([a-z_]\w*)\s+([a-z][a-z ]*?)( collate \"?\w+\"?)?"
+    r"(?:\s+(?:not null|default|primary key|generated)\b.*)?,?",
+    re.IGNORECASE,
+)
 _ADDED = re.compile(r"ALTER TABLE (\w+) ADD COLUMN (?:IF NOT EXISTS )?(.*)", re.DOTALL)
 _INDEX = re.compile(
     r"CREATE (UNIQUE )?INDEX IF NOT EXISTS (\w+) ON (\w+) \(([^)]*)\)( WHERE .*)?", re.DOTALL
@@ -74,7 +78,8 @@ def _column(line: str) -> tuple[str, str]:
     found = _COLUMN.fullmatch(line)
     assert found is not None, f"a migration has a column of unknown form: {line[:80]}"
     kind = found[2].lower()
-    return found[1], _LONG_NAMES.get(kind, kind)
+    collation = (found[3] or "").replace('"', "").replace(" COLLATE ", " collate ")
+    return found[1], _LONG_NAMES.get(kind, kind) + collation
 
 
 def live_layout(columns: Iterable[tuple[Any, ...]], indexes: Iterable[tuple[Any, ...]]) -> Layout:

@@ -333,14 +333,16 @@ class Operator:
     def _ids(self, box: str, scope: Scope) -> list[int]:
         ids: list[int] = []
         with self._connected() as connection:
-            while len(ids) <= BULK_MAX:
+            while True:
                 values = _values(box, scope) | {"limit": LIST_MAX, "after": ids[-1] if ids else 0}
                 name = "kept" if _KEPT.issuperset(scope.statuses) else "list"
                 rows = connection.ask(Statement(f"operator.{box}_{name}", values)).rows
                 ids += [row[0] for row in rows]
+                if len(ids) > BULK_MAX:
+                    text = f"more than {BULK_MAX} messages; narrow it"
+                    raise OperatorError(text, code="SCOPE_TOO_WIDE")
                 if len(rows) < LIST_MAX:
                     return ids
-        raise OperatorError(f"more than {BULK_MAX} messages; narrow it", code="SCOPE_TOO_WIDE")
 
     def _switch(self, verb: str, box: str, name: str, by: By) -> bool:
         check_name(name, "topic" if _check_box(box) == OUTBOX else "group")

@@ -92,7 +92,7 @@ class LaneOwnership:
         rows = (await self._connection.ask(Statement("lease.lanes", {"scope": self.scope}))).rows
         owners = {lane: owner if owner in members else None for lane, owner, _ in rows}
         self._adopt(holder, {lane: token for lane, owner, token in rows if owner == holder})
-        steps = plan(frozenset(self._tokens), owners, members, holder)
+        steps = plan(frozenset(self._tokens), owners, members, me=holder)
         self._leaving = set(steps.release)
         taken = await self._take(holder, steps.take)
         settled = len(taken) == len(steps.take) and not steps.release

@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
 from uuid import uuid4
 
 import pytest
@@ -34,23 +32,30 @@ from duly.message import (
     Message,
     new_id,
 )
-from duly.ports import (
-    Broker,
-    BrokerFeatures,
-    Delivery,
-    Outcome,
-    OutcomeKind,
-    Subscription,
-    SubscriptionSpec,
-    TopicSpec,
+from duly.ports import Broker, Outcome, OutcomeKind, SubscriptionSpec, TopicSpec
+from duly.testing.broker_target import (
+    CLOSE_SECONDS,
+    PUBLISH_SECONDS,
+    QUIET_SECONDS,
+    RECEIVE_SECONDS,
+    Receiver,
+    Target,
+    command,
+    event,
+    join,
+    message,
+    out_of_order,
+    pair,
+    publish,
+    quiet,
+    send,
+    started,
+    twice,
+    unrouted,
 )
 
-__all__ = ["BrokerConformance", "Receiver", "Target", "event", "message"]
+__all__ = ["BrokerConformance", "Target"]
 
-PUBLISH_SECONDS = 10.0
-RECEIVE_SECONDS = 15.0
-QUIET_SECONDS = 0.5
-CLOSE_SECONDS = 5.0
 OVERSIZE_BYTES_MAX = 300_000_000  # larger caps are not tried
 
 NAMES = (
@@ -63,127 +68,6 @@ NAMES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """What is tested.
-
-    make: a new broker object, not started, on the same server each time. features: those it must
-    have. restart: stop the server hard and start it again on its data; needed when durable.
-    stalled: a started broker whose server does not answer while the block runs. shared: whether two
-    objects see the same messages (False: in memory). payload_bytes: of the largest message sent.
-    settle_seconds: how long after it was declared the server may still forget a queue.
-    """
-
-    make: Callable[[], Broker]
-    features: BrokerFeatures
-    restart: Callable[[], Awaitable[None]] | None = None
-    stalled: Callable[[], AbstractAsyncContextManager[Broker]] | None = None
-    shared: bool = True
-    payload_bytes: int = 4_000_000
-    settle_seconds: float = 0.0
-
-
-def message(
-    topic: TopicSpec, number: int = 0, *, key: str | None = None, payload: bytes | None = None
-) -> Message:
-    """A message for a topic; its number is its payload."""
-    return Message(
-        id=new_id(),
-        type="conformance.sent",
-        kind=topic.kind,
-        topic=topic.name,
-        key=key,
-        payload=b"%d" % number if payload is None else payload,
-        headers={HEADER_SOURCE: "conformance", HEADER_TIME: "2026-01-02T03:04:05.678901Z"},
-    )
-
-
-def event(word: str = "orders") -> TopicSpec:
-    """An event topic that no other test uses."""
-    return TopicSpec(f"{word}-{uuid4().hex[:12]}", "event")
-
-
-def _command(word: str = "work") -> TopicSpec:
-    return TopicSpec(f"{word}-{uuid4().hex[:12]}", "command")
-
-
-def _confirmed(outcomes: Sequence[Outcome]) -> bool:
-    return all(o.kind is OutcomeKind.CONFIRMED for o in outcomes)
-
-
-async def _send(broker: Broker, messages: Sequence[Message]) -> None:
-    """Publish until every message is confirmed, as a relay would; at most 30 s."""
-    left = list(messages)
-    end = time.monotonic() + 30.0
-    while left:
-        outcomes = await broker.publish(left, deadline_seconds=PUBLISH_SECONDS)
-        assert len(outcomes) == len(left)
-        pairs = zip(left, outcomes, strict=True)
-        left = [m for m, o in pairs if o.kind is not OutcomeKind.CONFIRMED]
-        assert not left or time.monotonic() < end, f"not confirmed: {outcomes[:3]}"
-        if left:
-            await asyncio.sleep(0.2)
-
-
-class Receiver:
-    """Reads a subscription in the background. acking: whether everything is acked at once."""
-
-    def __init__(self, subscription: Subscription, *, acking: bool = True) -> None:
-        self.subscription = subscription
-        self.deliveries: list[Delivery] = []
-        self.largest_batch = 0
-        self._acking = acking
-        self._news = asyncio.Event()
-        self._task = asyncio.create_task(self._run())
-
-    async def _run(self) -> None:
-        async for batch in self.subscription.batches():
-            assert batch, "an empty batch"
-            self.largest_batch = max(self.largest_batch, len(batch))
-            self.deliveries += batch
-            if self._acking:
-                await self.subscription.ack([d.token for d in batch])
-            self._news.set()
-
-    @property
-    def messages(self) -> list[Message]:
-        """What was received, in order."""
-        return [d.message for d in self.deliveries]
-
-    @property
-    def ids(self) -> list[str]:
-        """The ids of what was received, in order."""
-        return [d.message.id for d in self.deliveries]
-
-    async def until(
-        self, enough: Callable[[], bool], seconds: float = RECEIVE_SECONDS, what: str = "messages"
-    ) -> None:
-        """Wait until ``enough()``; fails after the time."""
-        end = time.monotonic() + seconds
-        while not enough():
-            left = end - time.monotonic()
-            assert left > 0, f"{what} did not come; got {len(self.deliveries)}"
-            if self._task.done():
-                self._task.result()
-            self._news.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), min(left, 0.1))
-
-    async def receive(self, count: int, seconds: float = RECEIVE_SECONDS) -> list[Message]:
-        """Wait for ``count`` messages, and a moment for what should not come."""
-        await self.until(lambda: len(self.deliveries) >= count, seconds, f"{count} messages")
-        return self.messages
-
-    async def ack_all(self) -> None:
-        """Ack everything received so far."""
-        await self.subscription.ack([d.token for d in self.deliveries])
-
-    async def close(self) -> None:
-        """Close the subscription; its iteration must end by itself."""
-        await asyncio.wait_for(self.subscription.close(), CLOSE_SECONDS)
-        await asyncio.wait_for(self._task, CLOSE_SECONDS)
-
-
 class BrokerConformance:
     """Derive, and give it a fixture ``target``. Every test uses topics and groups of its own."""
 
@@ -194,7 +78,7 @@ class BrokerConformance:
     async def test_it_is_a_broker_and_says_what_it_thinks_of_its_server(
         self, target: Target
     ) -> None:
-        async with _started(target) as broker:
+        async with started(target) as broker:
             assert isinstance(broker, Broker)
             findings = await broker.inspect()
         assert findings
@@ -222,7 +106,7 @@ class BrokerConformance:
         await self._round_trip(target, topic, sent)
 
     async def test_a_command_survives(self, target: Target) -> None:
-        queue = _command()
+        queue = command()
         await self._round_trip(target, queue, [message(queue, n, key="k") for n in range(3)])
 
     async def test_a_large_message_survives(self, target: Target) -> None:
@@ -232,11 +116,11 @@ class BrokerConformance:
         await self._round_trip(target, topic, sent)
 
     async def _round_trip(self, target: Target, topic: TopicSpec, sent: Sequence[Message]) -> None:
-        async with _started(target) as broker:
-            receiver = await _join(broker, "readers", topic)
-            await _send(broker, sent)
+        async with started(target) as broker:
+            receiver = await join(broker, "readers", topic)
+            await send(broker, sent)
             got = await receiver.receive(len(sent))
-            await _quiet(receiver, len(sent))
+            await quiet(receiver, len(sent))
         by_id = {m.id: m for m in got}
         for one in sent:
             assert by_id[one.id] == one
@@ -244,27 +128,27 @@ class BrokerConformance:
 
     # --- outcomes -----------------------------------------------------------------------------
     async def test_nothing_published_is_nothing_answered(self, target: Target) -> None:
-        async with _started(target) as broker:
+        async with started(target) as broker:
             assert list(await broker.publish([], deadline_seconds=1.0)) == []
 
     async def test_an_event_nobody_reads_is_unrouted(self, target: Target) -> None:
         topic = event()
-        async with _started(target) as broker:
+        async with started(target) as broker:
             await broker.declare([topic], [])
             outcomes = await broker.publish([message(topic)], deadline_seconds=PUBLISH_SECONDS)
-        assert [o.kind for o in outcomes] == [_unrouted(target)]
+        assert [o.kind for o in outcomes] == [unrouted(target)]
 
     async def test_a_command_nobody_handles_is_unrouted(self, target: Target) -> None:
-        queue = _command()
-        async with _started(target) as broker:
+        queue = command()
+        async with started(target) as broker:
             await broker.declare([queue], [])
             outcomes = await broker.publish([message(queue)], deadline_seconds=PUBLISH_SECONDS)
-        assert [o.kind for o in outcomes] == [_unrouted(target)]
+        assert [o.kind for o in outcomes] == [unrouted(target)]
 
     async def test_a_topic_never_declared_harms_no_other(self, target: Target) -> None:
         known, unknown = event(), event("nowhere")
-        async with _started(target) as broker:
-            receiver = await _join(broker, "readers", known)
+        async with started(target) as broker:
+            receiver = await join(broker, "readers", known)
             stray = message(unknown)
             first = await broker.publish(
                 [message(known, 1), stray, message(known, 2)], deadline_seconds=PUBLISH_SECONDS
@@ -273,7 +157,7 @@ class BrokerConformance:
             if target.features.reports_unrouted:
                 assert first[1].kind is OutcomeKind.UNROUTED
             again = [message(known, n) for n in range(3, 6)]
-            await _send(broker, again)
+            await send(broker, again)
             await receiver.until(lambda: {m.id for m in again} <= set(receiver.ids))
         assert stray.id not in receiver.ids
 
@@ -281,13 +165,13 @@ class BrokerConformance:
         known, unread = event(), event("unread")
         cap = target.features.payload_bytes_max
         batch = [message(unread if n % 3 == 1 else known, n) for n in range(300)]
-        wanted = [_unrouted(target) if n % 3 == 1 else OutcomeKind.CONFIRMED for n in range(300)]
+        wanted = [unrouted(target) if n % 3 == 1 else OutcomeKind.CONFIRMED for n in range(300)]
         if cap is not None and cap <= OVERSIZE_BYTES_MAX:
             batch[150] = message(known, payload=bytes(cap + 1))
             wanted[150] = OutcomeKind.IMPOSSIBLE
-        async with _started(target) as broker:
+        async with started(target) as broker:
             await broker.declare([known, unread], [])
-            receiver = await _join(broker, "readers", known)
+            receiver = await join(broker, "readers", known)
             outcomes = await broker.publish(batch, deadline_seconds=PUBLISH_SECONDS)
             assert [o.kind for o in outcomes] == wanted
             assert all(o.error for o in outcomes if o.kind is not OutcomeKind.CONFIRMED)
@@ -297,13 +181,13 @@ class BrokerConformance:
                 if kind is OutcomeKind.CONFIRMED and m.topic == known.name
             ]
             await receiver.receive(len(due))
-            await _quiet(receiver, len(due))
+            await quiet(receiver, len(due))
             assert sorted(receiver.ids) == sorted(due)
 
     async def test_a_message_that_is_not_text_is_impossible(self, target: Target) -> None:
         topic = event()
-        async with _started(target) as broker:
-            receiver = await _join(broker, "readers", topic)
+        async with started(target) as broker:
+            receiver = await join(broker, "readers", topic)
             batch = [message(topic, 1), message(topic, 2, key="\ud800"), message(topic, 3)]
             outcomes = await broker.publish(batch, deadline_seconds=PUBLISH_SECONDS)
             kinds = [o.kind for o in outcomes]
@@ -317,40 +201,40 @@ class BrokerConformance:
     async def test_publishes_may_overlap(self, target: Target) -> None:
         topic = event()
         batches = [[message(topic, n) for n in range(200)] for _ in range(8)]
-        async with _started(target) as broker:
-            receiver = await _join(broker, "readers", topic)
+        async with started(target) as broker:
+            receiver = await join(broker, "readers", topic)
             answers = await asyncio.gather(
                 *[broker.publish(b, deadline_seconds=PUBLISH_SECONDS) for b in batches]
             )
             assert all(_confirmed(outcomes) for outcomes in answers)
             await receiver.receive(1600)
-            await _quiet(receiver, 1600)
+            await quiet(receiver, 1600)
         assert sorted(receiver.ids) == sorted(m.id for b in batches for m in b)
 
     async def test_a_cancelled_publish_harms_no_other(self, target: Target) -> None:
         topic = event()
-        async with _started(target) as broker:
-            receiver = await _join(broker, "readers", topic)
+        async with started(target) as broker:
+            receiver = await join(broker, "readers", topic)
             given_up = [message(topic, n) for n in range(2000)]
-            task = asyncio.create_task(_publish(broker, given_up, deadline_seconds=PUBLISH_SECONDS))
+            task = asyncio.create_task(publish(broker, given_up, deadline_seconds=PUBLISH_SECONDS))
             await asyncio.sleep(0.001)
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
             sent = [message(topic, n) for n in range(100)]
-            await _send(broker, sent)
+            await send(broker, sent)
             wanted = {m.id for m in sent}
             await receiver.until(lambda: wanted <= set(receiver.ids))
         assert set(receiver.ids) <= wanted | {m.id for m in given_up}
-        assert not _twice(receiver.ids)
+        assert not twice(receiver.ids)
 
     async def test_the_deadline_holds_when_the_server_is_silent(self, target: Target) -> None:
         if target.stalled is None:
             assert not target.shared, "a broker that others can stall needs stalled"
             return
         topic = event()
-        async with _started(target) as broker:
-            receiver = await _join(broker, "readers", topic)
+        async with started(target) as broker:
+            receiver = await join(broker, "readers", topic)
             batch = [message(topic, n) for n in range(500)]
             async with target.stalled() as stalled:
                 began = time.monotonic()
@@ -368,71 +252,71 @@ class BrokerConformance:
     async def test_every_group_gets_everything(self, target: Target) -> None:
         topic = event()
         sent = [message(topic, n, key=f"k{n % 7}") for n in range(300)]
-        async with _started(target) as broker:
-            receivers = [await _join(broker, group, topic) for group in ("one", "two", "three")]
-            await _send(broker, sent)
+        async with started(target) as broker:
+            receivers = [await join(broker, group, topic) for group in ("one", "two", "three")]
+            await send(broker, sent)
             for receiver in receivers:
                 await receiver.receive(300)
-            await _quiet(receivers[0], 300)
+            await quiet(receivers[0], 300)
         for receiver in receivers:
             assert sorted(receiver.ids) == sorted(m.id for m in sent)
 
     async def test_a_group_shares_the_work(self, target: Target) -> None:
         topic = event()
-        async with _pair(target) as (one, two):
-            left = await _join(one, "workers", topic, prefetch=20)
-            right = await _join(two, "workers", topic, prefetch=20)
+        async with pair(target) as (one, two):
+            left = await join(one, "workers", topic, prefetch=20)
+            right = await join(two, "workers", topic, prefetch=20)
             sent: list[Message] = []
 
             async def until_both_work() -> None:
                 while not (left.deliveries and right.deliveries):
                     more = [message(topic, n, key=f"k{n}") for n in range(100)]
-                    await _send(one, more)
+                    await send(one, more)
                     sent.extend(more)
                     await asyncio.sleep(0.1)
 
             await asyncio.wait_for(until_both_work(), RECEIVE_SECONDS)
             await left.until(lambda: len(left.ids) + len(right.ids) >= len(sent))
-            await _quiet(left, len(left.ids))
+            await quiet(left, len(left.ids))
             assert sorted(left.ids + right.ids) == sorted(m.id for m in sent)
 
     async def test_a_command_goes_to_one_receiver_whatever_its_group(self, target: Target) -> None:
-        queue = _command()
-        async with _pair(target) as (one, two):
-            left = await _join(one, "here", queue)
-            right = await _join(two, "there", queue)
+        queue = command()
+        async with pair(target) as (one, two):
+            left = await join(one, "here", queue)
+            right = await join(two, "there", queue)
             sent = [message(queue, n, key=f"k{n}") for n in range(200)]
-            await _send(one, sent)
+            await send(one, sent)
             await left.until(lambda: len(left.ids) + len(right.ids) >= 200)
-            await _quiet(left, len(left.ids))
+            await quiet(left, len(left.ids))
             assert sorted(left.ids + right.ids) == sorted(m.id for m in sent)
 
     async def test_a_late_group_sees_what_is_declared(self, target: Target) -> None:
         topic = event()
-        async with _started(target) as broker:
-            early = await _join(broker, "early", topic)
+        async with started(target) as broker:
+            early = await join(broker, "early", topic)
             old = [message(topic, n) for n in range(20)]
-            await _send(broker, old)
+            await send(broker, old)
             await early.receive(20)
-            late = await _join(broker, "late", topic)
-            newest = await _join(broker, "newest", topic, from_start=False)
+            late = await join(broker, "late", topic)
+            newest = await join(broker, "newest", topic, from_start=False)
             new = [message(topic, n) for n in range(20, 30)]
-            await _send(broker, new)
+            await send(broker, new)
             history = old if target.features.late_subscriber_sees_history else []
             await late.receive(len(history) + 10)
             await newest.receive(10)
-            await _quiet(late, len(history) + 10)
+            await quiet(late, len(history) + 10)
         assert sorted(late.ids) == sorted(m.id for m in [*history, *new])
         assert sorted(newest.ids) == sorted(m.id for m in new)
 
     async def test_one_subscription_reads_several_topics(self, target: Target) -> None:
-        topics = [event("one"), event("two"), _command("three")]
-        async with _started(target) as broker:
+        topics = [event("one"), event("two"), command("three")]
+        async with started(target) as broker:
             spec = SubscriptionSpec("readers", tuple(topics), prefetch=50)
             await broker.declare(topics, [spec])
             receiver = Receiver(await broker.subscribe(spec))
             sent = [message(topics[n % 3], n) for n in range(120)]
-            await _send(broker, sent)
+            await send(broker, sent)
             await receiver.receive(120)
             await receiver.close()
         assert {m.id: m for m in receiver.messages} == {m.id: m for m in sent}
@@ -447,100 +331,100 @@ class BrokerConformance:
             (TopicSpec(f"c-{mark}", "event"), "a.b"),
             (TopicSpec(f"a.b.c-{mark}", "command"), "a"),
         ]
-        async with _started(target) as broker:
+        async with started(target) as broker:
             pairs = [(t, g) for t, g in zip(topics, groups * 2, strict=False)] + apart
-            receivers = [await _join(broker, group, topic) for topic, group in pairs]
+            receivers = [await join(broker, group, topic) for topic, group in pairs]
             sent = [message(topic, n) for n, (topic, _) in enumerate(pairs)]
-            await _send(broker, sent)
+            await send(broker, sent)
             for receiver, one in zip(receivers, sent, strict=True):
                 assert await receiver.receive(1) == [one]
-            await _quiet(receivers[-1], 1)
+            await quiet(receivers[-1], 1)
             assert all(len(r.ids) == 1 for r in receivers)
 
     async def test_declaring_again_changes_nothing(self, target: Target) -> None:
         topic = event()
         spec = SubscriptionSpec("readers", (topic,))
-        async with _pair(target) as (one, two):
+        async with pair(target) as (one, two):
             await one.declare([topic], [spec])
             sent = [message(topic, n) for n in range(5)]
-            await _send(one, sent)
+            await send(one, sent)
             for broker in (one, two, one):
                 await broker.declare([topic], [spec])
-            receiver = await _join(two, "readers", topic)
+            receiver = await join(two, "readers", topic)
             await receiver.receive(5)
-            await _quiet(receiver, 5)
+            await quiet(receiver, 5)
 
     # --- acks ---------------------------------------------------------------------------------
     async def test_what_is_acked_does_not_come_back(self, target: Target) -> None:
         topic = event()
-        async with _pair(target) as (one, two):
-            first = await _join(one, "readers", topic)
-            await _send(one, [message(topic, n, key=f"k{n}") for n in range(100)])
+        async with pair(target) as (one, two):
+            first = await join(one, "readers", topic)
+            await send(one, [message(topic, n, key=f"k{n}") for n in range(100)])
             await first.receive(100)
             await first.close()
-            second = await _join(two, "readers", topic)
-            await _quiet(second, 0)
+            second = await join(two, "readers", topic)
+            await quiet(second, 0)
             last = message(topic, 100)
-            await _send(one, [last])
+            await send(one, [last])
             assert await second.receive(1) == [last]
 
     async def test_what_is_not_acked_comes_back(self, target: Target) -> None:
         topic = event()
-        async with _pair(target) as (one, two):
-            first = await _join(one, "readers", topic, acking=False)
+        async with pair(target) as (one, two):
+            first = await join(one, "readers", topic, acking=False)
             sent = [message(topic, n, key=f"k{n % 5}") for n in range(50)]
-            await _send(one, sent)
+            await send(one, sent)
             await first.receive(50)
             done = {d.message.id for d in first.deliveries if d.message.key == "k0"}
             tokens = [d.token for d in first.deliveries if d.message.id in done]
             await first.subscription.ack(tokens)
             await first.close()
             await first.subscription.ack([d.token for d in first.deliveries])  # late: dropped
-            second = await _join(two, "readers", topic)
+            second = await join(two, "readers", topic)
             wanted = {m.id for m in sent} - done
             if target.features.redelivers:
                 await second.until(lambda: wanted <= set(second.ids))
             else:
-                await _quiet(second, 0)
+                await quiet(second, 0)
             assert set(second.ids) <= {m.id for m in sent}
-            assert not _twice(second.ids)
+            assert not twice(second.ids)
 
     async def test_acks_may_come_in_any_order(self, target: Target) -> None:
         topic = event()
-        async with _pair(target) as (one, two):
-            first = await _join(one, "readers", topic, acking=False)
-            await _send(one, [message(topic, n) for n in range(60)])
+        async with pair(target) as (one, two):
+            first = await join(one, "readers", topic, acking=False)
+            await send(one, [message(topic, n) for n in range(60)])
             await first.receive(60)
             tokens = [d.token for d in first.deliveries]
             for part in (tokens[1::2], tokens[::-2][:10], tokens[::2], tokens[5:9]):
                 await first.subscription.ack(part)
             await first.subscription.ack([])
             await first.close()
-            second = await _join(two, "readers", topic)
-            await _quiet(second, 0)
+            second = await join(two, "readers", topic)
+            await quiet(second, 0)
 
     async def test_no_more_than_prefetch_is_under_way(self, target: Target) -> None:
         topic = event()
-        async with _started(target) as broker:
-            receiver = await _join(broker, "readers", topic, acking=False, prefetch=10)
-            await _send(broker, [message(topic, n, key=f"k{n}") for n in range(100)])
+        async with started(target) as broker:
+            receiver = await join(broker, "readers", topic, acking=False, prefetch=10)
+            await send(broker, [message(topic, n, key=f"k{n}") for n in range(100)])
             await receiver.receive(10)
-            await _quiet(receiver, 10)
+            await quiet(receiver, 10)
             while len(receiver.deliveries) < 100:
                 had = len(receiver.deliveries)
                 await receiver.ack_all()
                 await receiver.until(lambda had=had: len(receiver.deliveries) > had)  # type: ignore[misc]
             assert receiver.largest_batch <= 10
-            assert not _twice(receiver.ids)
+            assert not twice(receiver.ids)
 
     async def test_what_is_released_goes_to_others(self, target: Target) -> None:
         topic = event()
-        async with _pair(target) as (one, two):
-            first = await _join(one, "readers", topic, acking=False)
+        async with pair(target) as (one, two):
+            first = await join(one, "readers", topic, acking=False)
             sent = [message(topic, n, key=f"k{n}") for n in range(40)]
-            await _send(one, sent)
+            await send(one, sent)
             await first.receive(40)
-            second = await _join(two, "readers", topic)
+            second = await join(two, "readers", topic)
             await first.subscription.release([d.token for d in first.deliveries])
             seen = {m.id for m in sent}
             if target.features.redelivers:
@@ -548,39 +432,39 @@ class BrokerConformance:
                 await first.close()
                 await second.until(lambda: seen <= set(second.ids), what="all released messages")
             else:
-                await _quiet(second, 0)
+                await quiet(second, 0)
             assert set(second.ids) <= seen
 
     # --- order --------------------------------------------------------------------------------
     async def test_an_ordered_group_sees_each_key_in_order(self, target: Target) -> None:
         topic = event()
-        async with _started(target) as broker:
-            receiver = await _join(broker, "readers", topic, ordered=True, prefetch=64)
+        async with started(target) as broker:
+            receiver = await join(broker, "readers", topic, ordered=True, prefetch=64)
             sent = [message(topic, n, key=f"k{n % 11}") for n in range(1000)]
             for start in range(0, 1000, 100):
-                await _send(broker, sent[start : start + 100])
+                await send(broker, sent[start : start + 100])
             await receiver.receive(1000)
         if target.features.ordered_source:
-            assert _out_of_order(receiver.messages) == []
+            assert out_of_order(receiver.messages) == []
         assert sorted(receiver.ids) == sorted(m.id for m in sent)
 
     async def test_an_ordered_source_has_one_receiver_and_a_heir(self, target: Target) -> None:
         topic = event()
         if not target.features.ordered_source:
             return  # nothing is promised, and a lone key may go anywhere
-        async with _pair(target) as (one, two):
-            left = await _join(one, "readers", topic, ordered=True)
-            right = await _join(two, "readers", topic, ordered=True)
+        async with pair(target) as (one, two):
+            left = await join(one, "readers", topic, ordered=True)
+            right = await join(two, "readers", topic, ordered=True)
             sent = [message(topic, n, key="one key") for n in range(200)]
             for start in range(0, 100, 10):
-                await _send(one, sent[start : start + 10])
+                await send(one, sent[start : start + 10])
             await left.until(lambda: len(left.ids) + len(right.ids) >= 100)
             active, heir = (left, right) if len(left.ids) > len(right.ids) else (right, left)
             await active.close()
             for start in range(100, 200, 10):
-                await _send(one, sent[start : start + 10])
+                await send(one, sent[start : start + 10])
             await heir.until(lambda: set(left.ids) | set(right.ids) >= {m.id for m in sent})
-            assert _out_of_order(left.messages) == _out_of_order(right.messages) == []
+            assert out_of_order(left.messages) == out_of_order(right.messages) == []
             moved = {m.source for m in heir.deliveries} & {m.source for m in active.deliveries}
             assert moved, "the heir read other sources"
 
@@ -589,8 +473,8 @@ class BrokerConformance:
         topic = event()
         broker = target.make()
         await broker.start()
-        receiver = await _join(broker, "readers", topic, acking=False)
-        await _send(broker, [message(topic, n) for n in range(20)])
+        receiver = await join(broker, "readers", topic, acking=False)
+        await send(broker, [message(topic, n) for n in range(20)])
         await receiver.receive(20)
         began = time.monotonic()
         await broker.close()
@@ -616,92 +500,24 @@ class BrokerConformance:
             return
         topic, unread = event(), event("later")
         specs = [SubscriptionSpec("readers", (topic,)), SubscriptionSpec("readers", (unread,))]
-        async with _started(target) as broker:
+        async with started(target) as broker:
             await broker.declare([topic, unread], specs)
             await asyncio.sleep(target.settle_seconds)
-            receiver = await _join(broker, "readers", topic)
+            receiver = await join(broker, "readers", topic)
             before = [message(topic, n) for n in range(50)]
             kept = [message(unread, n) for n in range(50)]
-            await _send(broker, [*before, *kept])
+            await send(broker, [*before, *kept])
             await receiver.receive(50)
             await target.restart()
             after = [message(topic, n) for n in range(50, 60)]
-            await _send(broker, after)
+            await send(broker, after)
             wanted = {m.id for m in [*before, *after]}
             await receiver.until(lambda: wanted <= set(receiver.ids), 30.0)
             assert set(receiver.ids) == wanted
-            later = await _join(broker, "readers", unread)
+            later = await join(broker, "readers", unread)
             await later.receive(50)
             assert sorted(set(later.ids)) == sorted(m.id for m in kept)
 
 
-# --- steps ----------------------------------------------------------------------------------------
-@asynccontextmanager
-async def _started(target: Target) -> AsyncIterator[Broker]:
-    broker = target.make()
-    await broker.start()
-    try:
-        yield broker
-    finally:
-        await asyncio.wait_for(broker.close(), 2 * CLOSE_SECONDS)
-
-
-@asynccontextmanager
-async def _pair(target: Target) -> AsyncIterator[tuple[Broker, Broker]]:
-    """Two broker objects, as two processes would have; one twice where objects share nothing."""
-    async with _started(target) as one:
-        if not target.shared:
-            yield one, one
-            return
-        async with _started(target) as two:
-            yield one, two
-
-
-async def _join(
-    broker: Broker,
-    group: str,
-    topic: TopicSpec,
-    *,
-    acking: bool = True,
-    ordered: bool = False,
-    prefetch: int = 1000,
-    from_start: bool = True,
-) -> Receiver:
-    spec = SubscriptionSpec(
-        group, (topic,), ordered=ordered, prefetch=prefetch, from_start=from_start
-    )
-    await broker.declare([topic], [spec])
-    return Receiver(await broker.subscribe(spec), acking=acking)
-
-
-async def _publish(
-    broker: Broker, messages: Sequence[Message], *, deadline_seconds: float
-) -> Sequence[Outcome]:
-    return await broker.publish(messages, deadline_seconds=deadline_seconds)
-
-
-async def _quiet(receiver: Receiver, count: int) -> None:
-    """Nothing more than ``count`` comes for a moment."""
-    await asyncio.sleep(QUIET_SECONDS)
-    assert len(receiver.deliveries) == count, f"{len(receiver.deliveries)} instead of {count}"
-
-
-def _unrouted(target: Target) -> OutcomeKind:
-    reported = target.features.reports_unrouted
-    return OutcomeKind.UNROUTED if reported else OutcomeKind.CONFIRMED
-
-
-def _twice(ids: Iterable[str]) -> list[str]:
-    return [one for one, count in Counter(ids).items() if count > 1]
-
-
-def _out_of_order(messages: Iterable[Message]) -> list[tuple[str | None, int, int]]:
-    """(key, number before, number after) wherever a key's numbers do not grow."""
-    last: dict[str | None, int] = {}
-    wrong = []
-    for m in messages:
-        number = int(m.payload)
-        if number <= last.get(m.key, -1):
-            wrong.append((m.key, last[m.key], number))
-        last[m.key] = number
-    return wrong
+def _confirmed(outcomes: Sequence[Outcome]) -> bool:
+    return all(o.kind is OutcomeKind.CONFIRMED for o in outcomes)

@@ -152,9 +152,10 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool) -> int:
             for f in findings
         ]
         document({"ok": not red, "findings": shown})
-    elif findings:
-        rows = [(f.severity.value, f.code, f.message, f.fix) for f in findings]
-        table(("", "CODE", "WHAT", "WHAT TO DO"), rows)
-    else:
+    for finding in () if as_json else findings:
+        fix = f" - {finding.fix}" if finding.fix else ""
+        line = f"{finding.severity.value:6} [{finding.code}] {finding.message}{fix}"
+        write(clean(line))
+    if not findings and not as_json:
         write("nothing found")
     return EXIT_PROBLEM if red else EXIT_OK

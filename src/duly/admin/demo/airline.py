@@ -9,6 +9,7 @@ doubled and an overtaking message from the numbers alone.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import sys
@@ -29,13 +30,13 @@ from duly.admin.demo.model import (
     FlightDeparted,
     FlightRow,
 )
-from duly.admin.demo.setup import live_part, read_setup
+from duly.admin.demo.setup import STAGES, read_setup, stages
 from duly.app import App
 from duly.errors import RetryableError
 
 __all__ = ["Airline", "main"]
 
-LIVE_FLIGHTS_PER_SECOND = 200
+LIVE_FLIGHTS_PER_SECOND = 100
 _ATTEMPTS = 10  # of a transaction that another one was in the way of
 _FLIGHTS_MOST = 8  # of one transaction
 _FATES = {"commit": 88, "roll back": 6, "roll back a savepoint": 6}
@@ -152,20 +153,21 @@ def _event(flight: Flight, sequence: int) -> FlightDeparted | FlightDelayed | Fl
 
 
 def main() -> None:
-    """Write the backlog as fast as it goes; when told so, the last flights at a steady pace."""
+    """Write the stages, each when the driver says so, the last one at a steady pace."""
     setup = read_setup(sys.stdin)
-    flights = load(setup.flights)
-    live = live_part(len(flights))
+    waiting = iter(load(setup.flights))
     app = App(APP, database=setup.database, broker=setup.broker, table_prefix=PREFIX)
     airline = Airline(app, seed=setup.seed, say=_say)
-    started = time.monotonic()
-    airline.write(flights[: len(flights) - live])
-    _say(backlog_seconds=time.monotonic() - started)
-    if not sys.stdin.readline():
-        return  # the driver is gone
-    airline.write(flights[len(flights) - live :], per_second=LIVE_FLIGHTS_PER_SECOND)
+    for stage, size in enumerate(stages(setup.total), 1):
+        if not sys.stdin.readline():
+            return  # the driver is gone
+        started = time.time()
+        airline.write(
+            list(itertools.islice(waiting, size)),
+            per_second=LIVE_FLIGHTS_PER_SECOND if stage == STAGES else 0,
+        )
+        _say(stage=stage, started=started, seconds=time.time() - started)
     _say(
-        done=True,
         transactions=airline.transactions,
         rolled_back=airline.rolled_back,
         savepoints=airline.savepoints,

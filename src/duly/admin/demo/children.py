@@ -38,7 +38,7 @@ class Child:
         self.name, self._log = module, log
         self.facts: SimpleQueue[dict[str, Any]] = SimpleQueue()
         with log.open("ab") as errors:
-            self._process = subprocess.Popen(  # noqa: S603  # this interpreter, our own module
+            self._process = subprocess.Popen(
                 [sys.executable, "-m", f"duly.admin.demo.{module}"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -131,7 +131,8 @@ def _days_of(days: dict[str, list[int]], count: int | None) -> tuple[int, list[s
     if count is None or count >= total:
         return 0, ordered
     start = min(sum(len(days[day]) for day in ordered if day < _BUSY_DAY), total - count)
-    end, seen, before, wanted = start + count, 0, 0, []
+    end, seen, before = start + count, 0, 0
+    wanted: list[str] = []
     for day in ordered:
         size = len(days[day])
         if seen < end and seen + size > start:

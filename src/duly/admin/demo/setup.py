@@ -11,15 +11,15 @@ from typing import TextIO
 
 import msgspec
 
-__all__ = ["Setup", "live_part", "read_setup"]
+__all__ = ["STAGES", "Setup", "read_setup", "stages"]
 
-_LIVE_FLIGHTS_MOST = 600
+STAGES = 3
+_LIVE_FLIGHTS_MOST = 400
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """database, broker: URLs. gateway_port: on the loopback interface. flights: how many, None for
-    the year. kill_at_effect: the worker kills itself between the call and the record of its n-th
-    effect; 0 for never.
+    """database, broker: URLs. gateway_port: on the loopback interface. flights: how many were
+    asked for, None for the year. total: how many there are.
     """
 
     database: str
@@ -27,7 +27,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     gateway_port: int
     seed: int
     flights: int | None = None
-    kill_at_effect: int = 0
+    total: int
 
     def line(self) -> str:
         """As it is written to a child."""
@@ -39,6 +39,10 @@ def read_setup(stream: TextIO) -> Setup:
     return msgspec.json.decode(stream.readline(), type=Setup)
 
 
-def live_part(flights: int) -> int:
-    """How many flights at the end are written at a steady pace, to measure latencies by."""
-    return min(flights // 10, _LIVE_FLIGHTS_MOST)
+def stages(flights: int) -> tuple[int, int, int]:
+    """How many flights the airline writes before each time it waits for a word of the driver: one
+    half for each kill, and the last ones at a steady pace, to measure latencies by.
+    """
+    live = min(flights // 10, _LIVE_FLIGHTS_MOST)
+    first = (flights - live) // 2
+    return first, flights - live - first, live

@@ -17,6 +17,7 @@ from duly.admin.demo.gateway import SmsGateway
 from duly.admin.demo.handlers import build_app
 from duly.admin.demo.setup import read_setup
 from duly.kernel import failpoints
+from duly.observe.logging import log_fact
 
 __all__ = ["main"]
 
@@ -24,18 +25,24 @@ __all__ = ["main"]
 def main() -> None:
     """Run until SIGTERM, until the driver is gone, or until the armed kill."""
     setup = read_setup(sys.stdin)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     app = build_app(
         database=setup.database, broker=setup.broker, gateway=SmsGateway(setup.gateway_port)
     )
-    if setup.kill_at_effect:
-        _arm(setup.kill_at_effect)
-    threading.Thread(target=_end_with_driver, name="life-line", daemon=True).start()
+    app.hooks.add(log_fact)
+    threading.Thread(target=_obey, name="life-line", daemon=True).start()
     app.run()
 
 
+def _obey() -> None:
+    """Each line is the number of an effect to die at; the end is the end."""
+    for line in sys.stdin:
+        _arm(int(line))
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _arm(nth: int) -> None:
-    """Die at the n-th effect, when the gateway has answered and nothing of it is recorded."""
+    """Die at the n-th effect from now, when the gateway has answered and nothing is recorded."""
     calls = itertools.count(1)
 
     def die(name: str) -> None:
@@ -43,11 +50,6 @@ def _arm(nth: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     failpoints.arm(die)
-
-
-def _end_with_driver() -> None:
-    sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

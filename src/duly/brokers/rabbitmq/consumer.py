@@ -107,6 +107,7 @@ class Consumer:
         self._closed = False
         self._opening = False
         self._active = 0  # consumers that the server may deliver to
+        self._cancelling = False
         self._returning: list[int] = []
         self.queues = [queue_name(spec.group, topic) for topic in spec.topics]
         self.arrived: deque[_Raw] = deque()
@@ -150,6 +151,7 @@ class Consumer:
         self._opening = False
         self._channel = None
         self._active = 0
+        self._cancelling = False
         self._returning = []
         self.arrived.clear()
 
@@ -233,7 +235,8 @@ class Consumer:
         self._returning += tags
         if self._active == 0:
             self._give_back(channel)
-        elif self._active == len(self.queues):  # else a release before is cancelling them
+        elif not self._cancelling:
+            self._cancelling = True
             for i in range(len(self.queues)):
                 channel.basic_cancel(str(i), callback=lambda _ok: self._cancelled(channel))
 
@@ -241,6 +244,7 @@ class Consumer:
         if self._channel is channel and channel.is_open:
             self._active -= 1
             if self._active == 0:
+                self._cancelling = False
                 self._give_back(channel)
                 self._io.later(RELEASE_PAUSE_SECONDS, lambda: self._resume(channel))
 

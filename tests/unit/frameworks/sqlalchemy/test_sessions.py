@@ -97,7 +97,7 @@ def test_an_object_is_frozen_when_it_is_published(shop: Shop) -> None:
     class Mutable:
         order_id: int
 
-    shop.app.outlet.registry.declare(Mutable, "order.mutable", "event", "orders")
+    shop.app.outlet.registry.declare(Mutable, "order.mutable", kind="event", topic="orders")
     value = Mutable(1)
     with Session(shop.engine) as s, s.begin():
         shop.app.publish(s, value)

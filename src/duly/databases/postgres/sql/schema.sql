@@ -9,7 +9,9 @@ ON CONFLICT (name) DO UPDATE SET value = excluded.value
 WHERE duly_meta.value::integer < excluded.value::integer;
 
 -- name: schema.columns
-SELECT c.relname::text, a.attname::text, format_type(a.atttypid, a.atttypmod),
+SELECT c.relname::text, a.attname::text, format_type(a.atttypid, a.atttypmod) || coalesce((
+        SELECT ' collate ' || o.collname FROM pg_collation o JOIN pg_type t ON t.oid = a.atttypid
+        WHERE o.oid = a.attcollation AND a.attcollation <> t.typcollation), ''),
     a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''
 FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND starts_with(c.relname::text, 'duly_')
