@@ -109,6 +109,7 @@ class LaneMemory:
         held = list(holds)
         self._holds = {(topic, key) for topic, key, _ in held} | self._in_question()
         self._known = frozenset(lanes)
+        self.epoch += 1
         self.put_back_queued()
         self.floor.reset()
         self.look_ready = self.look_due = True
@@ -117,6 +118,7 @@ class LaneMemory:
     def forget_lanes(self) -> None:
         """All lanes are gone. What is under way ends and is settled by (id, message_id)."""
         self.put_back_queued()
+        self.epoch += 1
         self._holds.clear()
         self._known = frozenset()
 
