@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
-from typing import Any, ClassVar, NamedTuple, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, dataclass_transform
 
 import msgspec
 
@@ -151,7 +151,7 @@ class MessageType(NamedTuple):
     handled_by: str | None = None
 
 
-class _MessageMeta(type(msgspec.Struct)):  # type: ignore[misc]  # msgspec gives its metaclass no public type
+class _MessageMeta(msgspec.StructMeta):
     """Takes ``name``, ``version`` and ``topic`` / ``queue`` as class keywords and keeps them on the
     class.
     """
@@ -172,7 +172,7 @@ class _MessageMeta(type(msgspec.Struct)):  # type: ignore[misc]  # msgspec gives
     ) -> Any:
         struct.setdefault("frozen", True)
         struct.setdefault("kw_only", True)
-        cls = super().__new__(mcls, clsname, bases, namespace, **struct)
+        cls: Any = super().__new__(mcls, clsname, bases, namespace, **struct)
         kind = getattr(cls, "_duly_kind", "")
         if name is not None:
             cls._duly_type = _describe(
@@ -223,7 +223,7 @@ def _describe(
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
-class Event(msgspec.Struct, metaclass=_MessageMeta):
+class Event(msgspec.Struct, frozen=True, kw_only=True, metaclass=_MessageMeta):
     """A fact, in the past tense, addressed to nobody.
 
     ``class OrderPlaced(Event, name="order.placed", topic="orders")``.
@@ -234,9 +234,13 @@ class Event(msgspec.Struct, metaclass=_MessageMeta):
     _duly_kind: ClassVar[str] = "event"
     _duly_type: ClassVar[MessageType]
 
+    if TYPE_CHECKING:  # the metaclass takes these; type checkers look here
+
+        def __init_subclass__(cls, *, name: str, topic: str, version: int = 1) -> None: ...
+
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
-class Command(msgspec.Struct, metaclass=_MessageMeta):
+class Command(msgspec.Struct, frozen=True, kw_only=True, metaclass=_MessageMeta):
     """A request to one receiver.
 
     ``class ChargeCard(Command, name="billing.charge", queue="billing")``.
@@ -246,6 +250,12 @@ class Command(msgspec.Struct, metaclass=_MessageMeta):
 
     _duly_kind: ClassVar[str] = "command"
     _duly_type: ClassVar[MessageType]
+
+    if TYPE_CHECKING:  # the metaclass takes these; type checkers look here
+
+        def __init_subclass__(
+            cls, *, name: str, queue: str, version: int = 1, handled_by: str | None = None
+        ) -> None: ...
 
 
 # --- registry -------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def insert(
     many: list[dict[str, Any]] = []
     for n, key in enumerate(keys):
         stripe, lane = (None, n % LANES) if key is None else place(topic, key)
-        values = {
+        values: dict[str, Any] = {
             "message_id": new_id(),
             "message_type": "order.placed",
             "kind": "event",
