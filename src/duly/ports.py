@@ -66,7 +66,7 @@ class Result(NamedTuple):
     """
 
     rows: list[tuple[Any, ...]]
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks a result for
 
 
 Steps = Generator[Statement, Result, T]
@@ -330,6 +330,19 @@ class Broker(Protocol):
     async def inspect(self) -> Sequence[Finding]:
         """What ``check`` and ``doctor`` say of this broker: durability verdict with its reason,
         version.
+        """
+        ...
+
+    async def topics(self) -> Sequence[TopicStatus]:
+        """What was declared, with depth and lag. Raises BrokerUnavailableError."""
+        ...
+
+    async def peek(
+        self, topic: str, *, after: str | None = None, limit: int = 20
+    ) -> Sequence[Peeked]:
+        """Stored messages behind a cursor, without consuming them.
+
+        Raises OperatorError (code PEEK_UNSUPPORTED) where the broker cannot do that.
         """
         ...
 
