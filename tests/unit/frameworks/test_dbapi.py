@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from duly.errors import ConfigurationError, NotInTransactionError, TransactionConflictError
-from duly.frameworks.dbapi import _open, atomic
+from duly.frameworks.dbapi import JOIN, _open, atomic
 from duly.outbox.after_commit import Ignore
 from tests.unit.frameworks.store import SQLITE_TABLE, Placed, SqliteStore, TestApp, orders
 
@@ -320,3 +320,23 @@ def test_hooks_of_blocks(path: Path, app: TestApp, conn: sqlite3.Connection) -> 
         app.after_commit(conn, lambda: insert(conn, 4))
     assert look(path) == ([1, 3, 4], [3])
     assert len(app.reports) == 1
+
+
+def test_flush_stores_inside_the_open_block(
+    path: Path, app: TestApp, conn: sqlite3.Connection
+) -> None:
+    ran: list[int] = []
+    with pytest.raises(ZeroDivisionError), atomic(conn) as tx:
+        app.publish(tx, lambda: placed(1))
+        app.after_commit(tx, lambda: ran.append(1))
+        JOIN.flush(conn)
+        JOIN.flush(tx)
+        assert conn.execute("SELECT count(*) FROM duly_outbox").fetchone() == (1,)
+        raise ZeroDivisionError
+    JOIN.flush(conn)
+    assert (look(path), ran, app.wakes) == (([], []), [], 0)
+    with atomic(conn) as tx:
+        app.publish(tx, placed(2))
+        app.after_commit(tx, lambda: ran.append(2))
+        JOIN.flush(tx)
+    assert (look(path), ran, app.wakes) == (([], [2]), [2], 1)

@@ -147,8 +147,11 @@ class PostgresDatabase:
         return [(text, statement.many, True) for text in sql.texts]
 
     def _insert(self, rows: Sequence[Any]) -> Sequence[Call]:
+        stripes = sorted({row["stripe"] for row in rows if row["stripe"] is not None})
+        if not stripes and len(rows) == 1:
+            return [(self._text("outbox.insert_one"), rows[0], False)]
         values = _columns(rows)
-        stripes = sorted({s for s in values.pop("stripe") if s is not None})
+        del values["stripe"]
         if not stripes:
             return [(self._text("outbox.insert_plain"), values, False)]
         values |= {
@@ -192,9 +195,12 @@ class PostgresDatabase:
         return load_migrations(_PACKAGE, prefix=self._prefix)
 
     def admits(self, connection: Any, *, managed: bool) -> Steps[None]:
-        """Raise ConfigurationError (WRONG_DATABASE) unless cluster, database and schema are those
-        of the App.
+        """Raise ConfigurationError (WRONG_DATABASE) unless driver, cluster, database and schema are
+        those of the App, and for a read-only replica.
         """
+        if not isinstance(connection, self._driver.Connection | self._driver.AsyncConnection):
+            kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
+            raise ConfigurationError(f"{kind} is not psycopg 3", code="WRONG_DATABASE")
         theirs = (yield Statement("meta.identity")).rows[0]
         if self._identity is None:
             own = self.connect()
@@ -202,7 +208,9 @@ class PostgresDatabase:
                 self._identity = own.ask(Statement("meta.identity")).rows[0]
             finally:
                 own.close()
-        if tuple(theirs) != tuple(self._identity):
+        if theirs[-1]:
+            raise ConfigurationError("this server is a read-only replica", code="WRONG_DATABASE")
+        if tuple(theirs[:-1]) != tuple(self._identity[:-1]):
             raise ConfigurationError(
                 f"this is database {theirs[1]}, schema {theirs[2]}; the App has another",
                 code="WRONG_DATABASE",

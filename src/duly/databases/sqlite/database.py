@@ -152,16 +152,16 @@ class SqliteDatabase:
         return load_migrations(_PACKAGE, prefix=self._prefix)
 
     def admits(self, connection: Any, *, managed: bool) -> Steps[None]:
-        """Raise ConfigurationError (WRONG_DATABASE) for another file, UnsafeSettingError for
-        engines that begin late.
+        """Raise ConfigurationError (WRONG_DATABASE) for another file or driver, UnsafeSettingError
+        for an engine that begins late.
+
+        ``isolation_level="IMMEDIATE"`` is not enough: releasing a savepoint that was set before the
+        first write is a commit then.
         """
         raw = getattr(connection, "_conn", connection)  # aiosqlite keeps the connection there
-        level = getattr(raw, "isolation_level", None)
-        if (
-            managed
-            and not isinstance(raw, ImmediateConnection)
-            and level not in ("IMMEDIATE", "EXCLUSIVE")
-        ):
+        if not isinstance(raw, sqlite3.Connection):
+            raise ConfigurationError(f"{type(raw).__qualname__}: not SQLite", code="WRONG_DATABASE")
+        if managed and not isinstance(raw, ImmediateConnection):
             raise UnsafeSettingError(
                 "this engine does not say BEGIN IMMEDIATE; make it with duly.sqlite_engine()",
                 code="SQLITE_NOT_IMMEDIATE",

@@ -25,6 +25,7 @@ def sqlite_engine(
     *,
     busy_seconds: float = 5.0,
     synchronous: str = "FULL",
+    foreign_keys: bool = True,
     asynchronous: bool = False,
     **options: Any,
 ) -> Any:
@@ -32,8 +33,8 @@ def sqlite_engine(
 
     url: ``sqlite:///file.db``, for asynchronous engines also with ``+aiosqlite``. busy_seconds: how
     long a transaction waits for the writer before it. synchronous: FULL (default) survives power
-    loss; NORMAL may lose the last commits then. asynchronous: return an AsyncEngine. options:
-    passed on to ``create_engine``.
+    loss; NORMAL may lose the last commits then. foreign_keys: whether they are enforced.
+    asynchronous: return an AsyncEngine. options: passed on to ``create_engine``.
 
     Raises MissingExtraError without aiosqlite for asynchronous engines.
     """
@@ -64,7 +65,11 @@ def sqlite_engine(
     def prepare(connection: Any, record: Any) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", f"synchronous={_word(synchronous)}", "foreign_keys=ON"):
+        for pragma in (
+            "journal_mode=WAL",
+            f"synchronous={_word(synchronous)}",
+            f"foreign_keys={int(foreign_keys)}",
+        ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

@@ -459,3 +459,47 @@ def test_connections_are_forgotten(shop: Shop) -> None:
     del c
     gc.collect()
     assert [r for r in alive if r() is not None] == []
+
+
+def test_a_transaction_class_that_is_not_sqlalchemys_is_refused(shop: Shop) -> None:
+    class Mine(RootTransaction):
+        __slots__ = ()
+
+    with shop.engine.connect() as c:
+        c.begin()
+        transaction = c.get_transaction()
+        assert transaction is not None
+        transaction.__class__ = Mine
+        with pytest.raises(ConfigurationError, match=r"cannot join a .*Mine"):
+            shop.app.publish(c, placed(1))
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_drivers_that_cannot_tell_autocommit_are_asked_by_attribute(
+    shop: Shop, autocommit: bool
+) -> None:
+    """As the async MySQL drivers: the dialect knows no switch, the connection has one."""
+
+    class Driver:
+        dbapi_connection: Any = None
+
+    Driver.dbapi_connection = Driver()
+    Driver.autocommit = autocommit  # type: ignore[attr-defined]
+
+    class Dialect:
+        name = "other"
+
+        def detect_autocommit_setting(self, driver: Any) -> bool:
+            raise NotImplementedError
+
+    class Connection:
+        dialect, connection = Dialect(), Driver()
+
+        def get_execution_options(self) -> dict[str, Any]:
+            return {}
+
+    if autocommit:
+        with pytest.raises(ConfigurationError):
+            core.refuse_autocommit(Connection())  # type: ignore[arg-type]
+    else:
+        core.refuse_autocommit(Connection())  # type: ignore[arg-type]

@@ -742,3 +742,40 @@ def test_closed_session_holds_nothing(shop: Shop) -> None:
     s.close()
     with pytest.raises(ResourceClosedError):
         transaction.commit()
+
+
+def test_publish_from_a_savepoint_inside_the_last_flush(shop: Shop) -> None:
+    """before_flush opens a savepoint and publishes; nothing was published when the commit began."""
+
+    def before(session: Session, context: Any, instances: Any) -> None:
+        with session.begin_nested():
+            shop.app.publish(session, lambda: placed(1))
+
+    with Session(shop.engine) as s:
+        s.add(Order(id=1))
+        event.listen(s, "before_flush", before)
+        s.commit()
+    assert (shop.saved(), shop.stored()) == ([1], [1])
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_late_values_that_change_objects_in_the_last_flush(shop: Shop, early: bool) -> None:
+    """after_flush publishes a late value that adds an object, whose flush publishes again.
+
+    With a message before the commit, we flush and resolve in turns, and find out that it never
+    ends.  Without one the value comes after the last flush, and its object would stay behind.
+    """
+    with Session(shop.engine) as s:
+
+        def late() -> Placed:
+            s.add(Order())
+            return placed(1)
+
+        event.listen(s, "after_flush", lambda session, context: shop.app.publish(session, late))
+        s.add(Order())
+        if early:
+            shop.app.publish(s, placed(0))
+        with pytest.raises(ConfigurationError) as caught:
+            s.commit()
+    assert caught.value.code == ("PUBLISH_NEVER_ENDS" if early else "TOO_LATE_FOR_SQL")
+    assert (shop.saved(), shop.stored()) == ([], [])

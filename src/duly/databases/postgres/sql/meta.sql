@@ -11,7 +11,8 @@ INSERT INTO duly_meta (name, value) VALUES (%(name)s, %(value)s) ON CONFLICT (na
 DELETE FROM duly_meta WHERE name = %(name)s
 
 -- name: meta.identity
-SELECT (SELECT system_identifier FROM pg_control_system())::text, current_database()::text, current_schema()::text
+SELECT (SELECT system_identifier FROM pg_control_system())::text, current_database()::text, current_schema()::text,
+    pg_is_in_recovery()
 
 -- name: meta.unfinished
 -- What will still be worked on without anybody's doing: ready, due soon, or draining.

@@ -1,6 +1,14 @@
 -- name: outbox.constraints
 SET CONSTRAINTS ALL IMMEDIATE
 
+-- name: outbox.insert_one
+-- One row without a key, the most frequent flush of all: no arrays to build or to unfold.
+WITH added AS (
+    INSERT INTO duly_outbox (message_id, message_type, kind, topic, key, lane, payload, headers)
+    VALUES (%(message_id)s, %(message_type)s, %(kind)s, %(topic)s, %(key)s, %(lane)s, %(payload)s, %(headers)s)
+)
+SELECT pg_notify('duly_wake', '') FROM duly_lease WHERE asleep LIMIT 1
+
 -- name: outbox.insert_plain
 WITH added AS (
     INSERT INTO duly_outbox (message_id, message_type, kind, topic, key, lane, payload, headers)
