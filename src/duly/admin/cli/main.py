@@ -84,21 +84,21 @@ def invoke(arguments: Sequence[str]) -> int:
         code: Any = cli.main(list(arguments), prog_name="duly", standalone_mode=False)
     except click.UsageError as error:
         error.show()
-        return _failed(arguments, "USAGE", error.format_message(), EXIT_USAGE)
+        return _failed(arguments, "USAGE", error.format_message(), exit_code=EXIT_USAGE)
     except click.ClickException as error:
         error.show()
-        return _failed(arguments, "PROBLEM", error.format_message(), EXIT_PROBLEM)
+        return _failed(arguments, "PROBLEM", error.format_message(), exit_code=EXIT_PROBLEM)
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except DulyError as error:
         click.echo(" ".join(clean(error).split()), err=True)
-        return _failed(arguments, error.code, error.detail, EXIT_PROBLEM)
+        return _failed(arguments, error.code, error.detail, exit_code=EXIT_PROBLEM)
     except BrokenPipeError:
         return EXIT_PIPE
     return code if isinstance(code, int) else 0
 
 
-def _failed(arguments: Sequence[str], code: str, detail: str, exit_code: int) -> int:
+def _failed(arguments: Sequence[str], code: str, detail: str, *, exit_code: int) -> int:
     if "--json" in arguments:
         click.echo(json.dumps({"error": {"code": code, "detail": detail}}))
     return exit_code

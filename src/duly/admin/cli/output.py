@@ -55,7 +55,8 @@ def json_option(command: F) -> F:
 def write(text: str) -> None:
     """Print a line on standard output. A reader that went away ends the command quietly."""
     try:
-        sys.stdout.write(f"{text}\n")
+        # Line by line: an unbuffered stream takes a part of one long write and does not say so.
+        sys.stdout.writelines(f"{line}\n" for line in text.split("\n"))
         sys.stdout.flush()
     except BrokenPipeError:
         leave_pipe()

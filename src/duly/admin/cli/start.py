@@ -95,6 +95,6 @@ def init(*, folder: str, as_json: bool) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def demo(*, arguments: tuple[str, ...]) -> int:
     """Run the main job on real data, in ./duly-demo."""
-    module = importlib.import_module("duly.admin.demo")
+    module = importlib.import_module("duly.admin.demo.main")
     code = module.main(list(arguments))
     return code if isinstance(code, int) else 0

@@ -36,7 +36,7 @@ from duly.errors import RetryableError
 
 __all__ = ["Airline", "main"]
 
-LIVE_FLIGHTS_PER_SECOND = 100
+LIVE_FLIGHTS_PER_SECOND = 50
 _ATTEMPTS = 10  # of a transaction that another one was in the way of
 _FLIGHTS_MOST = 8  # of one transaction
 _FATES = {"commit": 88, "roll back": 6, "roll back a savepoint": 6}

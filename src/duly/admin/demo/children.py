@@ -81,14 +81,18 @@ class Child:
         self._process.send_signal(signal.SIGKILL)
         return self._process.wait(_KILLED_SECONDS)
 
-    def stop(self) -> int:
-        """SIGTERM, and SIGKILL when that is not enough; returns the exit status. Idempotent."""
+    def terminate(self) -> None:
+        """SIGTERM, without waiting. Idempotent."""
         if self._process.poll() is None:
             self._process.terminate()
-            try:
-                self._process.wait(_END_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.kill()
+
+    def stop(self) -> int:
+        """SIGTERM, and SIGKILL when that is not enough; returns the exit status. Idempotent."""
+        self.terminate()
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
         assert self._process.stdin is not None
         with suppress(OSError):  # what was left to flush has no reader any more
             self._process.stdin.close()

@@ -20,7 +20,7 @@ from duly.admin.demo.gateway import GatewayRecord
 
 __all__ = ["Check", "Evidence", "Kill", "percentiles", "reconcile"]
 
-RECOVERY_SECONDS_MOST = 10.0
+_SIGKILL = 9
 
 # Written down again: the checker shares no code with what it checks.
 DESTINATIONS = "duly-demo.destinations"
@@ -74,8 +74,9 @@ def reconcile(engine: Engine, flights: Sequence[Flight], evidence: Evidence) -> 
 
 
 def percentiles(engine: Engine, *, since: float) -> tuple[float, float] | None:
-    """p50 and p99 in seconds from a flight's commit to its place in the projection, for flights
-    written after ``since`` (seconds since 1970); None when there are none.
+    """p50 and p99 in seconds from just before a flight's commit to the start of the transaction
+    that handles it in order, for flights written after ``since`` (seconds since 1970); None when
+    there are none. With a database on another machine, its clock takes part.
     """
     wrote = "SELECT message_id, written_at FROM duly_demo_flights WHERE written_at >= :since"
     handled = "SELECT message_id, settled_at FROM duly_demo_inbox WHERE group_name = :group"
@@ -120,11 +121,12 @@ def _events(connection: Connection, flights: Sequence[Flight]) -> Iterator[Check
         yield Check(what, f"{wanted[kind]:,}", _shown(rows for rows, _ in found), right)
     written = {row[0] for row in _rows(connection, "SELECT message_id FROM duly_demo_flights")}
     sql = "SELECT message_id FROM duly_demo_inbox WHERE group_name = :group AND status = 'done'"
+    missed = made_up = 0
     for group in (DESTINATIONS, CARRIERS):
         heard = {row[0] for row in _rows(connection, sql, group=group)}
-        name = group.partition(".")[2]
-        yield _equal(f"flights that {name} did not hear of", 0, len(written - heard))
-        yield _equal("... and heard of without a flight", 0, len(heard - written))
+        missed, made_up = missed + len(written - heard), made_up + len(heard - written)
+    yield _equal("... flights that a group missed", 0, missed)
+    yield _equal("... events without a flight", 0, made_up)
 
 
 def _projections(connection: Connection, flights: Sequence[Flight]) -> Iterator[Check]:
@@ -174,14 +176,12 @@ def _left_over(connection: Connection) -> Iterator[Check]:
 
 
 def _kills(evidence: Evidence) -> Iterator[Check]:
-    killed = [kill for kill in evidence.kills if kill.signal == 9 and kill.open_work > 0]
+    killed = [kill for kill in evidence.kills if kill.signal == _SIGKILL and kill.open_work > 0]
     yield _equal("SIGKILLs with work open", 2, len(killed))
     doubtful = sum(kill.in_doubt > 0 for kill in evidence.kills if kill.where != "random")
     yield _equal("... between gateway call and record", 1, doubtful)
-    times = [kill.recovered_seconds for kill in evidence.kills]
-    right = bool(times) and all(t is not None and t <= RECOVERY_SECONDS_MOST for t in times)
-    found = ", ".join("never" if t is None else f"{t:.1f} s" for t in times)
-    yield Check("... until work went on", f"{RECOVERY_SECONDS_MOST:.0f} s at most", found, right)
+    went_on = sum(kill.recovered_seconds is not None for kill in evidence.kills)
+    yield _equal("... after which all groups went on", 2, went_on)
 
 
 def _delays(flights: Iterable[Flight]) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,7 @@ import msgspec
 __all__ = ["STAGES", "Setup", "read_setup", "stages"]
 
 STAGES = 3
-_LIVE_FLIGHTS_MOST = 400
+_LIVE_FLIGHTS_MOST = 200
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
