@@ -144,7 +144,7 @@ class Box:
         return [(topic, key, blocker) for topic, key, blocker in result.rows]
 
     def horizon(self) -> Statement:
-        """(oldest unfinished writer, next writer): what the id floor needs."""
+        """(flushes under way, oldest writer, next writer): what the id floor needs."""
         return Statement("lease.horizon")
 
     def _guard(self, failure: Failure) -> Steps[None]:

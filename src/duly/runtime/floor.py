@@ -1,77 +1,98 @@
 """From which id to read, so that rows that were settled long ago are not looked at again and again.
 
 State per row is the truth, ids are only speed.  While somebody holds an old snapshot open, deleted
-rows stay in the index and every read from the beginning walks over them.  Two marks keep reads
-short:
+rows stay in the index and every read from the beginning walks over them.  So reads begin at the
+*floor*, below which no ready row can appear any more.
 
-* the *cursor*, the highest id read so far, for the next read in a row;
-* the *floor*, below which no ready row can appear any more.  Ids are handed out before commit, so a
-  row may become visible below the cursor: reads go back to the floor regularly, and the floor only
-  moves over ids that were already visible when the oldest writer of today had not yet begun, and
-  that are older than a margin (an id is drawn a moment before its transaction is known to the
-  server).
+Ids are handed out before the commit, so a row may become visible far below the highest id that was
+read - and it must be read before a later row of its key.  "The highest id read" is therefore no
+place to begin at, not even for a moment.  The floor moves up to an id that was seen, once
 
-Both are ignored at take-over and on every sweep, which reads from the beginning.
+* no flush of keyed messages is under way any more that was under way when (or before) that id was
+  seen: a flush holds the lock of its stripes from before it draws its ids until its commit, and
+* the transactions of that time have ended, or ``MARGIN_SECONDS`` are over: messages without a key
+  take no lock, and a foreign transaction that writes for hours must not hold up everybody.  One of
+  them that comes even later is found by the next sweep, which reads from the beginning.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Floor"]
+__all__ = ["Floor", "Writers"]
 
 MARGIN_SECONDS = 5.0
 
 
-class _Candidate(NamedTuple):
-    """An id that was the highest one read, the next transaction number at that time, and when that
-    was.
+class Writers(NamedTuple):
+    """Who was writing at some moment. flushes: transactions with stripe locks. oldest: the lowest
+    number of a running transaction; following: a number above all that were given out.
     """
 
+    flushes: frozenset[str]
+    oldest: int
+    following: int
+
+
+class _Candidate(NamedTuple):
     id: int
-    next_writer: int
+    writers: Writers
     at: float
 
 
 class Floor:
-    """The cursor and floor of one lane reader. Pure: told what was read, asked where to read."""
+    """The floor of one lane reader. Pure: told what was read, asked where to begin."""
 
     def __init__(self) -> None:
-        self.cursor = 0
-        self.floor = 0
+        self._floor = self._highest = 0
+        self._whole = True
         self._candidate: _Candidate | None = None
 
-    def read(self, highest: int) -> None:
-        """A read came as far as this id."""
-        self.cursor = max(self.cursor, highest)
-
-    def rewind(self) -> None:
-        """The next read starts from the floor."""
-        self.cursor = self.floor
+    @property
+    def after(self) -> int:
+        """The next read begins above this id."""
+        return 0 if self._whole else self._floor
 
     def reset(self) -> None:
-        """The next read starts from the beginning."""
-        self.cursor = self.floor = 0
-        self._candidate = None
+        """The next read begins at the beginning."""
+        self._whole = True
 
-    def observe(
+    def lower(self, id_: int) -> None:
+        """A row with this id went back to its table."""
+        self._floor = min(self._floor, id_ - 1)
+
+    def forget(self) -> None:
+        """Other lanes are read from now on: what is known is void."""
+        self.__init__()  # type: ignore[misc]
+
+    def read(
         self,
-        oldest_writer: int,
-        next_writer: int,
+        highest: int | None,
+        writers: Writers | None,
         *,
-        now: float,
-        reached: int | None,
+        complete: bool,
         lowest_busy: int | None,
+        now: float,
     ) -> None:
-        """Called right after a read from the floor, with the writers as they were before it.
+        """A read from ``after`` has come as far as ``highest`` (None: it found nothing).
 
-        reached: how far the read came, None for to the end. lowest_busy: the lowest id in memory
-        that is not settled; the floor stays below it.
+        writers: as they were before the read, None where nobody asked. complete: to the end.
+        lowest_busy: the lowest id in memory that is not settled.
         """
+        reached = float("inf") if complete else float(highest or 0)
+        self._whole = self._whole and reached < self._floor
         candidate = self._candidate
-        if candidate is None or (reached is not None and reached < candidate.id):
-            self._candidate = candidate or _Candidate(self.cursor, next_writer, now)
-        elif oldest_writer >= candidate.next_writer and now - candidate.at >= MARGIN_SECONDS:
-            bound = candidate.id if lowest_busy is None else min(candidate.id, lowest_busy - 1)
-            self.floor = max(self.floor, bound)
-            self._candidate = _Candidate(self.cursor, next_writer, now)
+        if writers is not None:
+            if candidate is None:
+                self._candidate = _Candidate(self._highest, writers, now)
+            elif reached >= candidate.id and _has_passed(candidate, writers, now):
+                bound = candidate.id if lowest_busy is None else min(candidate.id, lowest_busy - 1)
+                self._floor = max(self._floor, bound)
+                self._candidate = None
+        self._highest = max(self._highest, highest or 0)
+
+
+def _has_passed(candidate: _Candidate, writers: Writers, now: float) -> bool:
+    if candidate.writers.flushes & writers.flushes:
+        return False
+    return writers.oldest >= candidate.writers.following or now - candidate.at >= MARGIN_SECONDS

@@ -32,6 +32,7 @@ from duly.observe.hooks import Hooks
 from duly.ports import Clock, Statement
 from duly.runtime.box import Box, Failure, Key, Reading
 from duly.runtime.connection import ConnectionThread
+from duly.runtime.floor import Writers
 from duly.runtime.memory import LaneMemory
 from duly.runtime.ownership import LaneOwnership
 from duly.runtime.work import LaneWork, Row, Verdict, VerdictKind
@@ -39,6 +40,7 @@ from duly.runtime.work import LaneWork, Row, Verdict, VerdictKind
 __all__ = ["LaneReader", "LaneTiming"]
 
 DEADLINE_MIN_SECONDS = 0.3  # nothing is handed over with less time than this, or this share of ttl
+HORIZON_SECONDS = 0.05  # between two looks at who is writing
 IDLE_SWEEP_SECONDS = 60.0  # a reader that had nothing to do since its last sweep sweeps this rarely
 
 K = VerdictKind
@@ -85,9 +87,9 @@ class LaneReader:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._waves: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
-        self._stopping = self._active = self._read_since_rewind = False
+        self._stopping = self._active = self._read_since_look = False
         self._troubles = 0
-        self._quiet_until = self._next_sweep = self._next_rewind = self._next_horizon = 0.0
+        self._quiet_until = self._next_sweep = self._next_look = self._next_horizon = 0.0
         self._aside: dict[str, tuple[int, float]] = {}
         self._paused: frozenset[str] | None = frozenset()
         self._error: BaseException | None = None
@@ -96,8 +98,6 @@ class LaneReader:
     def hint(self) -> None:
         """New rows may be there. From the loop's thread."""
         self._memory.look_ready = True
-        if not self._memory.busy:
-            self._memory.floor.rewind()
         self._changed.set()
 
     def hint_due(self) -> None:
@@ -110,7 +110,7 @@ class LaneReader:
         if topics != self._paused:
             self._paused = topics
             self._memory.put_back_queued(lambda row: topics is None or row.topic in topics)
-            self._memory.look_everywhere()
+            self._memory.look_everywhere(from_start=True)
             self._changed.set()
 
     def lanes_taken(self) -> None:
@@ -133,6 +133,11 @@ class LaneReader:
     def idle(self) -> bool:
         """Nothing in memory and nothing known to be in the table."""
         return self._memory.idle
+
+    @property
+    def resting(self) -> bool:
+        """Idle, and no read, hand-over or store is under way that could change that."""
+        return self._memory.idle and not self._tasks and not self._waves
 
     # --- the loop ---------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -208,10 +213,9 @@ class LaneReader:
         if now >= self._next_sweep:
             self._start("fill", self._sweep)
         elif memory.queued < batch and len(memory.busy) < 4 * batch:
-            if self._read_since_rewind and now >= self._next_rewind:
-                self._read_since_rewind = False
-                self._next_rewind = now + self._timing.poll_every
-                memory.floor.rewind()
+            if self._read_since_look and now >= self._next_look:
+                self._read_since_look = False
+                self._next_look = now + self._timing.poll_every
                 memory.look_ready = True
             if memory.look_ready or memory.look_due or memory.look_held:
                 self._start("fill", self._fill)
@@ -246,35 +250,35 @@ class LaneReader:
         return self._on_idle is not None and await self._on_idle()
 
     async def _read_ready(self) -> None:
-        memory, floor = self._memory, self._memory.floor
+        memory = self._memory
         memory.look_ready = False
         reading = self._reading()
-        writers = await self._ask_writers() if floor.cursor == floor.floor else None
-        rows = await self._ask_rows(self._box.read(reading, floor.cursor))
+        writers = await self._ask_writers()
+        rows = await self._ask_rows(self._box.read(reading, memory.floor.after))
         if rows is None:
-            floor.rewind()
             memory.look_ready = True
             return
-        whole = len(rows) < reading.limit
-        memory.look_ready = memory.look_ready or not whole
+        complete = len(rows) < reading.limit
+        memory.look_ready = memory.look_ready or not complete
         if rows:
-            self._read_since_rewind = True
-            floor.read(rows[-1].id)
+            self._read_since_look = True
             self._admit(rows, drained=False)
-        if writers is not None:
-            reached = None if whole else rows[-1].id
-            lowest = min(memory.busy, default=None)
-            now = self._clock.monotonic()
-            floor.observe(*writers, now=now, reached=reached, lowest_busy=lowest)
+        memory.floor.read(
+            rows[-1].id if rows else None,
+            writers,
+            complete=complete,
+            lowest_busy=min(memory.busy, default=None),
+            now=self._clock.monotonic(),
+        )
 
-    async def _ask_writers(self) -> tuple[int, int] | None:
-        """What the floor needs; asked for rarely, it only saves time."""
+    async def _ask_writers(self) -> Writers | None:
+        """What the floor needs; asked for now and then, it only saves time."""
         now = self._clock.monotonic()
         if now < self._next_horizon:
             return None
-        self._next_horizon = now + self._timing.poll_every
-        row = (await self._reader.ask(self._box.horizon())).rows[0]
-        return row[0], row[1]
+        self._next_horizon = now + HORIZON_SECONDS
+        flushes, oldest, following = (await self._reader.ask(self._box.horizon())).rows[0]
+        return Writers(frozenset(flushes or ()), oldest, following)
 
     def _reading(self) -> Reading:
         now = self._clock.monotonic()
@@ -354,7 +358,7 @@ class LaneReader:
         for topic, (tries, until) in self._aside.items():
             if 0 < until <= now:
                 self._aside[topic] = (tries, 0.0)
-                self._memory.look_everywhere()
+                self._memory.look_everywhere(from_start=True)
 
     # --- storing ----------------------------------------------------------------------------------
     async def _settle(self) -> None:

@@ -33,13 +33,15 @@ from duly.ports import Clock, Connection, Database, Statement
 
 __all__ = ["Beat", "Deadlines", "LeaseKeeper"]
 
+EXPIRED_SECONDS = 0.05  # after a term is over, to be sure that the database thinks so too
 EXIT_DEADLINE = 75  # EX_TEMPFAIL: the supervisor starts another one
 
 _log = logging.getLogger("duly.lease")
 
 
 class Beat(NamedTuple):
-    """What one beat learned. members: the living, by scope; expired: somebody must be buried.
+    """What one beat learned. members: the living, by scope; expired: somebody must be buried;
+    next_expiry_seconds: when the next of them would expire if it has stopped renewing.
 
     due: boxes that have due retries; ready: boxes that have ready rows; pauses: what an operator
     has paused.
@@ -47,6 +49,7 @@ class Beat(NamedTuple):
 
     members: Mapping[str, Sequence[str]]
     expired: bool
+    next_expiry_seconds: float
     due: frozenset[str]
     ready: frozenset[str]
     pauses: frozenset[str]
@@ -117,6 +120,7 @@ class LeaseKeeper:
         self.holder = ""
         self.asleep = False
         self._until = 0.0
+        self._pause_seconds = renew_seconds
         self._connection: Connection | None = None
         self._stop = threading.Event()
         self._poke = threading.Event()
@@ -156,7 +160,7 @@ class LeaseKeeper:
                 self._drop_connection()
             if self.holder and self.remaining() == 0.0:
                 self._lose()
-            self._poke.wait(self._timing.renew_seconds)
+            self._poke.wait(self._pause_seconds)
             self._poke.clear()
         self._leave()
 
@@ -182,6 +186,10 @@ class LeaseKeeper:
         beat = _beat(row)
         if beat.expired:
             self._connection.ask(Statement("lease.bury"))
+        # A member that missed its beats is looked at again in the moment when it expires.
+        self._pause_seconds = min(
+            self._timing.renew_seconds, beat.next_expiry_seconds + EXPIRED_SECONDS
+        )
         self._on_beat(beat)
 
     def _join(self, connection: Connection) -> None:
@@ -232,10 +240,12 @@ def _beat(row: tuple[object, ...]) -> Beat:
     _, members, outbox_due, outbox_ready, inbox_due, inbox_ready, pauses = row
     living: dict[str, list[str]] = {}
     expired = False
-    for name, scopes, alive in json.loads(str(members)):
-        if not alive:
+    soonest = float("inf")
+    for name, scopes, left_seconds in json.loads(str(members)):
+        if left_seconds <= 0:
             expired = True
             continue
+        soonest = min(soonest, left_seconds)
         for scope in json.loads(scopes):
             living.setdefault(scope, []).append(name.removeprefix("member/"))
     due = {box for box, some in (("outbox", outbox_due), ("inbox", inbox_due)) if some}
@@ -243,6 +253,7 @@ def _beat(row: tuple[object, ...]) -> Beat:
     return Beat(
         living,
         expired,
+        soonest,
         frozenset(due),
         frozenset(ready),
         frozenset(name for name, _ in json.loads(str(pauses))),

@@ -10,7 +10,7 @@ Putting back is only forgetting: the row is still in its table, and the next rea
 
 The invariants, on which order per key rests:
 
-* a row of a held key is taken only when it was *drained* (read as due, or as the oldest of its key);
+* a row of a held key is taken only when it was *drained* (read as due, or as the key's oldest);
 * after a failure its followers leave the queue before the next row of the key could be taken;
 * when a row is put back, everything that could overtake it is put back too, and a read that began
   before is void (``epoch``);
@@ -69,9 +69,10 @@ class LaneMemory:
         return not (self.busy or self.look_ready or self.look_due or self.look_held)
 
     # --- reading ----------------------------------------------------------------------------------
-    def look_everywhere(self) -> None:
-        """Whatever is in the table may have changed."""
-        self.floor.rewind()
+    def look_everywhere(self, *, from_start: bool = False) -> None:
+        """Whatever is in the table may have changed. from_start: also what reads left out."""
+        if from_start:
+            self.floor.reset()
         self.look_ready = self.look_due = self.look_held = True
 
     def admit(self, rows: Iterable[Row], *, drained: bool) -> None:
@@ -92,6 +93,7 @@ class LaneMemory:
         self._forget(rows)
         if rows:
             self.epoch += 1
+            self.floor.lower(min(row.id for row in rows))
             self.look_everywhere()
 
     def put_back_queued(self, unwanted: Callable[[Row], bool] = lambda _: True) -> None:
@@ -119,6 +121,7 @@ class LaneMemory:
         """All lanes are gone. What is under way ends and is settled by (id, message_id)."""
         self.put_back_queued()
         self.epoch += 1
+        self.floor.forget()
         self._holds.clear()
         self._known = frozenset()
 

@@ -178,7 +178,8 @@ class Node:
                         "%s: lanes: %s", scope.ownership.scope, error, extra={"code": error.code}
                     )
                 self._pass_on(scope, beat)
-            self._keeper.asleep = self._keeper.asleep and self.idle
+            if not all(scope.reader.idle for scope in self._scopes if scope.box.name == "outbox"):
+                self._keeper.asleep = False
 
     def _pass_on(self, scope: _Scope, beat: Beat) -> None:
         prefix = f"pause/{scope.box.name}/"

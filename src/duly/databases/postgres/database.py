@@ -8,6 +8,7 @@ are told apart by SQLSTATE, here and nowhere else.
 
 from __future__ import annotations
 
+import re
 import select
 import socket
 import time
@@ -37,6 +38,11 @@ _PACKAGE = "duly.databases.postgres"
 _CONFLICTS = {"40001", "40P01", "55P03", "55006"}
 _REFUSED = {"28000", "28P01", "3D000", "42501"}
 _UNAVAILABLE = ("08", "57", "53")
+# A connection that was not made has no SQLSTATE; libpq keeps only the server's text.
+_REFUSED_TEXT = re.compile(
+    "password authentication failed|no pg_hba.conf entry|is not permitted to log in|"
+    '(?:database|role) ".*" does not exist|permission denied for database'
+)
 
 
 class PostgresDatabase:
@@ -139,6 +145,8 @@ class PostgresDatabase:
         """
         if statement.name == "outbox.insert":
             return self._insert(statement.many or [])
+        if statement.name == "lease.horizon":
+            statement = Statement(statement.name, {"namespace": self._namespace % 2**32})
         sql = self._sql[statement.name]
         if statement.many is None:
             return [(text, statement.params, False) for text in sql.texts]
@@ -176,7 +184,7 @@ class PostgresDatabase:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         if state in _CONFLICTS:
             return TransactionConflictError(text)
-        if state in _REFUSED or (not state and "password authentication failed" in text):
+        if state in _REFUSED or (not state and _REFUSED_TEXT.search(str(error))):
             return ConfigurationError(text, code="DATABASE_REFUSED")
         if state in ("42P01", "42703", "3F000"):
             return SchemaError(text)

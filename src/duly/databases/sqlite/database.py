@@ -27,6 +27,7 @@ from duly.errors import (
     DatabaseUnavailableError,
     OutcomeUnknownError,
     PermanentError,
+    SchemaError,
     TransactionConflictError,
     UnsafeSettingError,
 )
@@ -109,9 +110,17 @@ class SqliteDatabase:
         return self._async_engine
 
     def prepare(self, statement: Statement) -> Sequence[Call]:
-        """The driver calls of a statement; lists become JSON, ``:now`` is filled in."""
-        texts = self._sql[statement.name].texts
+        """The driver calls of a statement; lists become JSON, ``:now`` is filled in.
+
+        Many rows of a statement that takes arrays are one JSON text, ``:rows``: the interpreter's
+        lock changes hands once per step of a statement, which with other threads busy costs more
+        than the step.
+        """
+        texts, arrays = self._sql[statement.name]
         now = self._now()
+        if statement.many is not None and arrays:
+            values = {"rows": json.dumps(statement.many), "now": now}
+            return [(text, values, False) for text in texts]
         if statement.many is not None:
             return [
                 (text, [self._values(row, now) for row in statement.many], True) for text in texts
@@ -145,6 +154,8 @@ class SqliteDatabase:
             return DatabaseUnavailableError(f"{self.path}: {text}")
         if code == sqlite3.SQLITE_CORRUPT:
             return ConfigurationError(f"{self.path}: {text}", code="DATABASE_CORRUPT")
+        if text.startswith(("no such table: ", "no such column: ")):
+            return SchemaError(f"{self.path}: {text}")
         return PermanentError(f"{self.path}: {text}", code="DATABASE_ERROR")
 
     def migrations(self) -> list[tuple[int, str, str]]:

@@ -27,6 +27,13 @@ FROM json_array_elements(%(rows)s::json) AS r
 ON CONFLICT (group_name, handler, dedupe_key) DO NOTHING
 RETURNING dedupe_key
 
+-- name: inbox.claim_all :arrays
+INSERT INTO duly_inbox (group_name, handler, dedupe_key, message_id, message_type, kind, topic, key, status, settled_at)
+SELECT *, 'done', clock_timestamp()
+FROM unnest(%(group)b::text[], %(handler)b::text[], %(dedupe_key)b::text[], %(message_id)b::text[],
+            %(message_type)b::text[], %(kind)b::text[], %(topic)b::text[], %(key)b::text[])
+ON CONFLICT (group_name, handler, dedupe_key) DO NOTHING
+
 -- name: inbox.look
 SELECT message_id, status FROM duly_inbox
 WHERE group_name = %(group)s AND handler = %(handler)s AND dedupe_key = %(dedupe_key)s

@@ -20,7 +20,7 @@ WITH me AS (
     RETURNING 1
 )
 SELECT (SELECT count(*) FROM me),
-    (SELECT coalesce(json_agg(json_build_array(m.name, m.scope, m.until > clock_timestamp())), '[]')::text
+    (SELECT coalesce(json_agg(json_build_array(m.name, m.scope, extract(epoch FROM m.until - clock_timestamp()))), '[]')::text
         FROM duly_lease m WHERE m.kind = 'member'),
     EXISTS (SELECT 1 FROM duly_outbox WHERE status = 'retry' AND due_at <= clock_timestamp()),
     EXISTS (SELECT 1 FROM duly_outbox WHERE status = 'ready'),
@@ -55,4 +55,8 @@ DELETE FROM duly_lease WHERE name = %(name)s
 UPDATE duly_lease SET holder = NULL WHERE kind = 'lane' AND holder = %(holder)s
 
 -- name: lease.horizon
-SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+-- Flushes hold the locks of their stripes; a number of our own is above all that were given out before.
+SELECT (SELECT array_agg(l.virtualtransaction) FROM pg_locks l
+        WHERE l.locktype = 'advisory' AND l.classid::bigint = %(namespace)s AND l.objsubid = 2 AND l.granted
+            AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())),
+    pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_current_xact_id()::text::bigint

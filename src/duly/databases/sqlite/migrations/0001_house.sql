@@ -49,7 +49,6 @@ CREATE UNIQUE INDEX IF NOT EXISTS duly_inbox_once ON duly_inbox (group_name, han
 CREATE INDEX IF NOT EXISTS duly_inbox_ready ON duly_inbox (group_name, id) WHERE status = 'ready';
 CREATE INDEX IF NOT EXISTS duly_inbox_due ON duly_inbox (due_at) WHERE status = 'retry';
 CREATE INDEX IF NOT EXISTS duly_inbox_kept ON duly_inbox (group_name, topic, key, id) WHERE status IN ('retry', 'held', 'failed');
-CREATE INDEX IF NOT EXISTS duly_inbox_done ON duly_inbox (settled_at) WHERE status IN ('done', 'skipped', 'dropped');
 
 CREATE TABLE IF NOT EXISTS duly_effect (
     group_name   TEXT NOT NULL,

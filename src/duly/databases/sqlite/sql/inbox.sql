@@ -27,13 +27,19 @@ FROM json_each(:rows) WHERE true
 ON CONFLICT (group_name, handler, dedupe_key) DO NOTHING
 RETURNING dedupe_key
 
+-- name: inbox.claim_all
+INSERT INTO duly_inbox (group_name, handler, dedupe_key, message_id, message_type, kind, topic, key, status, created_at, settled_at)
+VALUES (:group, :handler, :dedupe_key, :message_id, :message_type, :kind, :topic, :key, 'done', :now, :now)
+ON CONFLICT (group_name, handler, dedupe_key) DO NOTHING
+
 -- name: inbox.look
 SELECT message_id, status FROM duly_inbox
 WHERE group_name = :group AND handler = :handler AND dedupe_key = :dedupe_key
 
 -- name: inbox.seen
+-- CROSS JOIN keeps the order of the tables: the planner would walk the whole group for every key.
 SELECT b.dedupe_key, b.message_id, b.status FROM json_each(:dedupe_keys) AS k
-JOIN duly_inbox b ON b.group_name = :group AND b.handler = :handler AND b.dedupe_key = k.value
+CROSS JOIN duly_inbox b ON b.group_name = :group AND b.handler = :handler AND b.dedupe_key = k.value
 
 -- name: inbox.store
 INSERT INTO duly_inbox (group_name, handler, dedupe_key, message_id, message_type, kind, topic, key, lane, payload, headers,

@@ -16,7 +16,7 @@ ON CONFLICT (name) DO NOTHING
 UPDATE duly_lease SET until = :now + :ttl_seconds, seen_at = :now, asleep = :asleep WHERE name = :name AND until > :now
 -- then
 SELECT (SELECT count(*) FROM duly_lease WHERE name = :name AND until > :now),
-    (SELECT json_group_array(json_array(m.name, m.scope, m.until > :now)) FROM duly_lease m WHERE m.kind = 'member'),
+    (SELECT json_group_array(json_array(m.name, m.scope, m.until - :now)) FROM duly_lease m WHERE m.kind = 'member'),
     EXISTS (SELECT 1 FROM duly_outbox WHERE status = 'retry' AND due_at <= :now),
     EXISTS (SELECT 1 FROM duly_outbox WHERE status = 'ready'),
     EXISTS (SELECT 1 FROM duly_inbox WHERE status = 'retry' AND due_at <= :now),
@@ -51,4 +51,4 @@ UPDATE duly_lease SET holder = NULL WHERE kind = 'lane' AND holder = :holder
 
 -- name: lease.horizon
 -- One writer: an id that is visible has no unfinished one below it.
-SELECT 0, 0
+SELECT NULL, 0, 0
