@@ -12,20 +12,25 @@ from typing import Any
 
 from duly.config import Settings
 from duly.errors import ConfigurationError
-from duly.ports import Broker, Database
+from duly.ports import Broker, Clock, Database
+from duly.runtime.clock import SystemClock
 
 __all__ = ["BROKERS", "DATABASES", "make_broker", "make_database"]
 
 
-def _sqlite(url: str, settings: Settings, engines: dict[str, Any]) -> Database:
+def _sqlite(url: str, settings: Settings, engines: dict[str, Any], *, clock: Clock) -> Database:
     from duly.databases.sqlite.database import SqliteDatabase
 
     return SqliteDatabase(
-        url, prefix=settings.table_prefix, busy_seconds=settings.lock_timeout, **engines
+        url,
+        prefix=settings.table_prefix,
+        busy_seconds=settings.lock_timeout,
+        now=clock.time,
+        **engines,
     )
 
 
-def _postgres(url: str, settings: Settings, engines: dict[str, Any]) -> Database:
+def _postgres(url: str, settings: Settings, engines: dict[str, Any], *, clock: Clock) -> Database:
     from duly.databases.postgres.database import PostgresDatabase
 
     return PostgresDatabase(
@@ -50,7 +55,7 @@ def _rabbitmq(url: str, settings: Settings) -> Broker:
     return RabbitMQBroker(url)
 
 
-DATABASES: dict[str, Callable[[str, Settings, dict[str, Any]], Database]] = {
+DATABASES: dict[str, Callable[..., Database]] = {
     "sqlite": _sqlite,
     "postgres": _postgres,
     "postgresql": _postgres,
@@ -62,19 +67,23 @@ BROKERS: dict[str, Callable[[str, Settings], Broker]] = {
 }
 
 
-def make_database(settings: Settings, given: Any = None) -> Database:
+def make_database(settings: Settings, given: Any = None, *, clock: Clock | None = None) -> Database:
     """The database of the settings, or of an Engine or AsyncEngine of the user's.
 
-    Raises ConfigurationError for an unknown scheme, MissingExtraError for a driver that is not
-    installed.
+    clock: of a database without a server; the system's by default. Raises ConfigurationError for an
+    unknown scheme, MissingExtraError for a driver that is not installed.
     """
+    engines = {}
     if given is None or isinstance(given, str):
         url = settings.database if given is None else given
-        return _pick(DATABASES, url, "database")(url, settings, {})
-    sync = getattr(given, "sync_engine", None)
-    engines = {"async_engine": given} if sync is not None else {"engine": given}
-    url = given.url.render_as_string(hide_password=False)
-    return _pick(DATABASES, url, "database")(url, settings, engines)
+    else:
+        sync = getattr(given, "sync_engine", None)
+        engines = {"async_engine": given} if sync is not None else {"engine": given}
+        url = given.url.render_as_string(hide_password=False)
+    made: Database = _pick(DATABASES, url, "database")(
+        url, settings, engines, clock=SystemClock() if clock is None else clock
+    )
+    return made
 
 
 def make_broker(settings: Settings, given: Any = None) -> Broker:
@@ -84,7 +93,8 @@ def make_broker(settings: Settings, given: Any = None) -> Broker:
     if given is not None and not isinstance(given, str):
         return given  # type: ignore[no-any-return]
     url = settings.broker if given is None else given
-    return _pick(BROKERS, url, "broker")(url, settings)
+    made: Broker = _pick(BROKERS, url, "broker")(url, settings)
+    return made
 
 
 def _pick(table: dict[str, Any], url: str, what: str) -> Any:

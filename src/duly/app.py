@@ -7,7 +7,6 @@ nothing is global.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -28,16 +27,15 @@ from duly.observe.facts import AfterCommitFailed
 from duly.observe.health import Health
 from duly.observe.hooks import Hooks
 from duly.outbox.after_commit import Policy
-from duly.outbox.operator import Operator
 from duly.outbox.publish import UNKEYED, MessageOutlet
 from duly.outbox.publisher import Publisher
 from duly.outbox.routes import Route, Routes
-from duly.outbox.unstored import UnstoredSender
-from duly.ports import Broker, Database, Finding
+from duly.ports import Broker, Clock, Database, Finding
 from duly.runtime.clock import SystemClock
-from duly.runtime.portal import Portal
 
 if TYPE_CHECKING:
+    from duly.outbox.operator import Operator
+    from duly.outbox.unstored import UnstoredSender
     from duly.running import Running
 
 __all__ = ["App"]
@@ -80,8 +78,8 @@ class App:
     ) -> None:
         self.name = check_name(name, "app")
         self.hooks = Hooks()
-        self.clock = SystemClock()
-        self.health = Health(self.clock.monotonic)
+        self.clock: Clock = SystemClock()
+        self.health = Health(lambda: self.clock.monotonic())  # noqa: PLW0108  # `override` changes it
         self.routes = Routes()
         self.registry = Registry()
         self.handlers = HandlerRegistry(self.registry)
@@ -117,22 +115,30 @@ class App:
 
     @contextmanager
     def override(
-        self, *, database: Any = None, broker: Any = None, **settings: Any
+        self,
+        *,
+        database: Any = None,
+        broker: Any = None,
+        clock: Clock | None = None,
+        **settings: Any,
     ) -> Iterator[App]:
-        """Use another database or broker (or other settings) inside the block; for tests."""
-        before, wiring = self._given, self._wiring
+        """Use another database, broker or clock (or other settings) inside the block; for tests.
+
+        clock: also tells the time in a SQLite database; servers have a clock of their own.
+        """
+        outside = self._given, self._wiring, self._sender, self.clock
         given = {"database": database, "broker": broker, **settings}
         self._given = {
-            **before,
+            **self._given,
             **{name: value for name, value in given.items() if value is not None},
         }
-        self._wiring = None
+        self._wiring, self._sender = None, None
+        self.clock = self.clock if clock is None else clock
         try:
             yield self
         finally:
-            if self._wiring is not None:
-                self._wiring.database.close()
-            self._given, self._wiring = before, wiring
+            self.close()
+            self._given, self._wiring, self._sender, self.clock = outside
 
     def _wired(self) -> _Wiring:
         if self._wiring is None:
@@ -146,7 +152,12 @@ class App:
         }
         settings = load(plain)
         self.registry.payload_bytes_max = settings.payload_bytes_max
-        database = make_database(settings, self._given["database"])
+        database = make_database(settings, self._given["database"], clock=self.clock)
+        from duly.outbox.schema import Schema
+
+        schema = Schema(database, self.name)
+        if schema.makes_itself and not schema.status().current:
+            schema.start()  # now, and not in the middle of the user's first transaction
         outlet = MessageOutlet(
             self.name, self.registry, database, wake=self._wake, ambient=lambda: tracing.inject({})
         )
@@ -233,6 +244,15 @@ class App:
         """Run a plain function after the outermost commit of the transaction of ``target``."""
         self._wired().publisher.after_commit(target, run)
 
+    def flush(self, target: Any) -> None:
+        """Store what was published so far in the open transaction of ``target``, without a commit.
+
+        For tests whose transaction never commits; the commit does it otherwise. On failure: the
+        transaction may not be committed any more. Idempotence: each message is stored once. Raises
+        as the commit would; NotInTransactionError where nothing is open.
+        """
+        join_of(target).flush(target)
+
     def _emit(
         self,
         target: Any,
@@ -298,11 +318,15 @@ class App:
         self, roles: Collection[str] | None = None, *, timeout: Duration = "60s"
     ) -> None:
         """Run until nothing is left to do, then stop; for cron and tests. Raises TimeoutError."""
+        import asyncio
+
         async with asyncio.timeout(seconds(timeout, "timeout")), self.running(roles) as running:
             await running.settled()
 
     def run(self, roles: Collection[str] | None = None) -> None:
         """Run in the foreground until SIGTERM or SIGINT; a second signal ends at once."""
+        import asyncio
+
         from duly.running import run_until_signal
 
         asyncio.run(run_until_signal(self, roles))
@@ -310,6 +334,8 @@ class App:
     @contextmanager
     def running_in_thread(self, roles: Collection[str] | None = None) -> Iterator[None]:
         """``running`` for programs without an event loop: the roles run in a thread."""
+        from duly.runtime.portal import Portal
+
         portal = Portal("app", drain_seconds=self.settings.drain_timeout)
         context = self.running(roles)
         try:
@@ -333,6 +359,8 @@ class App:
 
     def operator(self) -> Operator:
         """The operator's verbs on this App's outbox and inbox."""
+        from duly.outbox.operator import Operator
+
         cap = self.settings.payload_bytes_max
         return Operator(
             self.database.connect, hooks=self.hooks, registry=self.registry, payload_bytes_max=cap
@@ -349,6 +377,8 @@ class App:
 
     def _deliver(self, message: Message, policy: Policy) -> None:
         if self._sender is None:
+            from duly.outbox.unstored import UnstoredSender
+
             self._sender = UnstoredSender(
                 self.make_broker,
                 self.database,

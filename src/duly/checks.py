@@ -13,7 +13,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from duly.errors import DatabaseUnavailableError, RetryableError, UnsafeSettingError
+from duly.errors import (
+    BrokerUnavailableError,
+    DatabaseUnavailableError,
+    RetryableError,
+    UnsafeSettingError,
+)
 from duly.outbox.schema import Schema
 from duly.ports import Broker, Finding, Severity
 
@@ -41,9 +46,13 @@ def check_database(app: App) -> list[Finding]:
 
 
 async def check_broker(broker: Broker) -> list[Finding]:
-    """The broker. Raises BrokerUnavailableError."""
+    """The broker. Raises BrokerUnavailableError: a server that is away is no fault of ours."""
     async with asyncio.timeout(BROKER_SECONDS):
-        return list(await broker.inspect())
+        found = list(await broker.inspect())
+    for finding in found:
+        if finding.severity is Severity.RED and finding.code.endswith("_REACHABLE"):
+            raise BrokerUnavailableError(finding.message)
+    return found
 
 
 def check_all(app: App) -> list[Finding]:

@@ -335,7 +335,7 @@ class Registry:
             raise NotSerializableError(
                 f"{type(value).__qualname__}: {_first_line(error)}"
             ) from error
-        if any(sign in payload for sign in _NON_FINITE_SIGNS) and _has_non_finite(value):
+        if _may_be_non_finite(payload) and _has_non_finite(value):
             raise NotSerializableError(
                 f"{type(value).__qualname__}: NaN or infinity has no JSON form"
             )
@@ -415,6 +415,14 @@ def _encode_hook(value: Any) -> Any:
     if dump := getattr(value, "model_dump", None):  # a pydantic model inside ours
         return dump(mode="json")
     raise TypeError(f"{type(value).__qualname__} has no JSON form")
+
+
+def _may_be_non_finite(payload: bytes) -> bool:
+    """Whether a sign of such a number is in there; a plain loop, as every message comes by."""
+    for sign in _NON_FINITE_SIGNS:
+        if sign in payload:
+            return True
+    return False
 
 
 def _has_non_finite(value: Any) -> bool:

@@ -15,6 +15,7 @@ Three decisions shape this page:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -128,6 +129,10 @@ class Database(Protocol):
 
     def async_engine(self) -> Any:
         """The AsyncEngine for async handlers; the user's own where one was given."""
+        ...
+
+    def turn(self) -> AbstractContextManager[None]:
+        """A fair gate before a BEGIN of ours, held while the write lock is asked for."""
         ...
 
     def prepare(self, statement: Statement) -> Sequence[tuple[str, Any, bool]]:

@@ -74,6 +74,7 @@ class Running:
         self._supervisor = Supervisor(app.health, drain_seconds=self._settings.drain_timeout)
         self._node: Node | None = None
         self._consumers: dict[str, Consumer] = {}
+        self._works: list[InboxWork] = []
         self._declared = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._look = ConnectionThread(app.database, "look")
@@ -109,6 +110,8 @@ class Running:
             if self._task is not None:
                 await self._task
         finally:
+            drain_seconds = self._settings.drain_timeout
+            await asyncio.gather(*(work.stop(drain_seconds) for work in self._works))
             await self._broker.close()
             for connection in (self._look, self._inbox):
                 await asyncio.to_thread(connection.close)
@@ -142,6 +145,8 @@ class Running:
         rows = (await self._look.ask(Statement("meta.unfinished"))).rows
         if any(rows[0]):
             return False
+        if "consumer" not in self._roles:
+            return True
         lags = [group.lag for topic in await self._broker.topics() for group in topic.groups]
         return not any(lags)
 
@@ -174,13 +179,13 @@ class Running:
             handler_timeout_seconds=settings.handler_timeout,
             dedupe_window_seconds=settings.dedupe_window,
             workers=settings.workers,
+            turn=self._app.database.turn,
         )
 
     def _add_roles(self) -> None:
         groups = self._app.handlers.groups if "consumer" in self._roles else []
-        works: list[LaneWork] = [
-            InboxWork(self._context, group, connection=self._inbox) for group in groups
-        ]
+        self._works = [InboxWork(self._context, group, connection=self._inbox) for group in groups]
+        works: list[LaneWork] = [*self._works]
         if "relay" in self._roles:
             works.insert(0, self._relay())
         if works:

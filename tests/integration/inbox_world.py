@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 from duly.databases.postgres.database import PostgresDatabase
 from duly.databases.sqlite.database import SqliteDatabase
@@ -96,10 +98,14 @@ class World:
         consumer = self._consumer or self.start(group)
         assert consumer.group == group
         before = len(self.subscription.acked) + len(self.subscription.released)
-        batch = [Delivery(m, object(), "orders/0", str(n), redelivered) for n, m in enumerate(messages)]
+        batch = [
+            Delivery(m, object(), "orders/0", str(n), redelivered) for n, m in enumerate(messages)
+        ]
         self.subscription.queue.put_nowait(batch)
         for _ in range(2000):
-            if len(self.subscription.acked) + len(self.subscription.released) >= before + len(batch):
+            if len(self.subscription.acked) + len(self.subscription.released) >= before + len(
+                batch
+            ):
                 return
             assert self._task is not None
             if self._task.done():
@@ -112,10 +118,24 @@ class World:
         work = InboxWork(self.context, group, connection=self.connection)
         self._works.append(work)
         rows = [
-            Row(r["id"], r["message_id"], r["message_type"], r["kind"], r["topic"], r["key"], r["lane"], r["payload"],
-                r["headers"], r["status"], r["attempts"], r["handler"], r["dedupe_key"])
-            for r in self.inbox() if r["group_name"] == group and r["status"] in ("ready", "retry", "held")
-        ]  # fmt: skip
+            Row(
+                r["id"],
+                r["message_id"],
+                r["message_type"],
+                r["kind"],
+                r["topic"],
+                r["key"],
+                r["lane"],
+                r["payload"],
+                r["headers"],
+                r["status"],
+                r["attempts"],
+                r["handler"],
+                r["dedupe_key"],
+            )
+            for r in self.inbox()
+            if r["group_name"] == group and r["status"] in ("ready", "retry", "held")
+        ]
         return list(await work.deliver(rows, deadline_seconds=5, terms=self.terms(group, token)))
 
     def terms(self, group: str, token: int) -> Any:
@@ -124,10 +144,12 @@ class World:
 
     def hold_lanes(self, group: str) -> None:
         """Lane rows of this group, all with token 1."""
+        if self.query("SELECT 1 FROM duly_lease WHERE scope = ?", f"inbox:{group}"):
+            return
         self.ask("lease.seed", scope=f"inbox:{group}", lanes=64)
         self.ask("lease.take", scope=f"inbox:{group}", lanes=list(range(64)), holder="me")
 
-    def ask(self, name: str, **params: Any) -> Any:
+    def ask(self, name: str, /, **params: Any) -> Any:
         return self.connection.submit(lambda c: c.ask(Statement(name, params))).result(10)
 
     def query(self, sql: str, *parameters: Any) -> list[dict[str, Any]]:
@@ -135,7 +157,9 @@ class World:
         if self.database.dialect == "sqlite":
             import sqlite3
 
-            with contextlib.closing(sqlite3.connect(self.database.path, timeout=10, isolation_level=None)) as db:
+            with contextlib.closing(
+                sqlite3.connect(self.database.path, timeout=10, isolation_level=None)
+            ) as db:
                 db.row_factory = sqlite3.Row
                 return [dict(row) for row in db.execute(sql, parameters).fetchall()]
         import psycopg
@@ -170,7 +194,9 @@ class World:
         self.database.close()
 
 
-def placed(order_id: int, *, id: str | None = None, key: str | None = None, **headers: str) -> Message:
+def placed(
+    order_id: int, *, id: str | None = None, key: str | None = None, **headers: str
+) -> Message:
     payload = b'{"order_id":%d}' % order_id
     all_headers = {HEADER_SOURCE: "shop", HEADER_TIME: datetime.now(UTC).isoformat(), **headers}
     return Message(id or new_id(), "order.placed", "event", "orders", key, payload, all_headers)
@@ -179,7 +205,9 @@ def placed(order_id: int, *, id: str | None = None, key: str | None = None, **he
 def charge(order_id: int, *, id: str | None = None, **headers: str) -> Message:
     payload = b'{"order_id":%d}' % order_id
     all_headers = {HEADER_SOURCE: "shop", HEADER_TIME: datetime.now(UTC).isoformat(), **headers}
-    return Message(id or new_id(), "billing.charge", "command", "billing", None, payload, all_headers)
+    return Message(
+        id or new_id(), "billing.charge", "command", "billing", None, payload, all_headers
+    )
 
 
 def make_database(url: str, **settings: Any) -> Any:
@@ -195,4 +223,39 @@ def make_database(url: str, **settings: Any) -> Any:
     return database
 
 
-__all__ = ["Charge", "FakeSubscription", "Placed", "VerdictKind", "World", "charge", "make_database", "placed"]
+@contextlib.contextmanager
+def emptied_postgres(server: str) -> Iterator[str]:
+    """One database for a whole module: making one for every test costs more than the tests."""
+    import psycopg
+
+    name = f"duly_{uuid4().hex}"
+    with psycopg.connect(server, autocommit=True, connect_timeout=10) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+        try:
+            yield urlsplit(server)._replace(path=f"/{name}").geturl()
+        finally:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def empty(url: str) -> None:
+    """Everything that a test may have left."""
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True, connect_timeout=10) as db:
+        names = db.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+        if names:
+            db.execute(f"DROP TABLE {', '.join(name for (name,) in names)}")
+
+
+__all__ = [
+    "Charge",
+    "FakeSubscription",
+    "Placed",
+    "VerdictKind",
+    "World",
+    "charge",
+    "emptied_postgres",
+    "empty",
+    "make_database",
+    "placed",
+]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,7 +14,8 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from duly.errors import ConfigurationError, NotInTransactionError, TransactionConflictError
 from duly.frameworks.dbapi import atomic
@@ -446,27 +449,25 @@ async def test_raw_async(shop: Shop, postgres_url: str) -> None:
     assert (shop.saved(), shop.stored()) == ([1], [1, 3])
 
 
-def test_keyed_flush_of_a_raw_block_is_one_round_trip(
-    shop: Shop, raw: psycopg.Connection[Any], monkeypatch: Any
+@pytest.mark.parametrize("form", [psycopg.Connection, psycopg.AsyncConnection])
+async def test_keyed_flush_of_a_raw_block_is_one_round_trip(
+    shop: Shop, postgres_url: str, monkeypatch: Any, form: Any
 ) -> None:
-    """SET CONSTRAINTS and the INSERT leave in one pipeline: counted as the syncs that the server
-    answers.
-    """
+    """SET CONSTRAINTS and the INSERT leave in one pipeline; the INSERT alone needs none."""
     entered: list[int] = []
-    original = psycopg.Connection.pipeline
-
-    def counted(self: Any) -> Any:
-        entered.append(1)
-        return original(self)
-
-    monkeypatch.setattr(psycopg.Connection, "pipeline", counted)
-    with atomic(raw):
-        shop.app.publish(raw, placed(1), key="k")
-        shop.app.publish(raw, placed(2), key="l")
-    with atomic(raw):
-        shop.app.publish(raw, placed(3))
-    assert entered == [1]
-    assert shop.stored() == [1, 2, 3]
+    original = form.pipeline
+    monkeypatch.setattr(form, "pipeline", lambda self: (entered.append(1), original(self))[1])
+    if form is psycopg.Connection:
+        with psycopg.connect(postgres_url) as raw:
+            for n, keyed in ((1, {"key": "k"}), (2, {})):
+                with atomic(raw):
+                    shop.app.publish(raw, placed(n), **keyed)
+    else:
+        async with await psycopg.AsyncConnection.connect(postgres_url) as raw:
+            for n, keyed in ((1, {"key": "k"}), (2, {})):
+                async with atomic(raw):
+                    shop.app.publish(raw, placed(n), **keyed)
+    assert (entered, shop.stored()) == ([1], [1, 2])
 
 
 @pytest.mark.parametrize(
@@ -478,6 +479,54 @@ def test_execution_options_of_the_user_do_not_touch_our_statement(shop: Shop, op
         shop.app.publish(c, placed(1), key="k")
         c.commit()
     assert shop.stored() == [1]
+
+
+async def test_cancelled_while_the_flush_waits_for_its_stripe(
+    shop: Shop, postgres_url: str
+) -> None:
+    """T1 holds every stripe; T2 inserted its order and its flush waits; T2 is cancelled there.
+
+    CancelledError goes out, the order is gone with its message, and the pool's connection works.
+    """
+    engine = create_async_engine(alchemy(postgres_url), pool_size=1, max_overflow=0)
+
+    async def work(n: int) -> None:
+        async with AsyncSession(engine) as s, s.begin():
+            s.add(Order(id=n))
+            shop.app.publish(s, placed(n), key="k")
+
+    with shop.engine.connect() as holder:
+        holder.execute(text("SELECT pg_advisory_xact_lock(7, s) FROM generate_series(0, 1023) s"))
+        task = asyncio.create_task(work(1))
+        await asyncio.to_thread(_until_waiting, shop)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await work(2)
+    await engine.dispose()
+    assert shop.saved() == shop.stored() == [2]
+
+
+def test_many_threads_each_with_its_own_session(shop: Shop) -> None:
+    """Four threads, one scoped_session, keys in common, savepoints and rollbacks in between."""
+    scoped = scoped_session(sessionmaker(shop.engine))
+    ran: list[int] = []
+
+    def work(thread: int) -> None:
+        for n in range(thread * 1000, thread * 1000 + 40):
+            scoped.add(Order(id=n))
+            shop.app.publish(scoped, lambda n=n: placed(n), key=n % 5)
+            shop.app.after_commit(scoped, lambda n=n: ran.append(n))
+            with scoped.begin_nested() as savepoint:
+                shop.app.publish(scoped, placed(-1), key="x")
+                savepoint.rollback()
+            scoped.rollback() if n % 4 == 0 else scoped.commit()
+        scoped.remove()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    kept = [n for t in range(4) for n in range(t * 1000, t * 1000 + 40) if n % 4]
+    assert shop.saved() == sorted(shop.stored()) == sorted(ran) == kept
 
 
 def test_user_listener_on_the_engine_sees_our_statement(shop: Shop) -> None:

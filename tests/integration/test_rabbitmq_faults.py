@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -14,9 +16,10 @@ import pytest
 from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.errors import BrokerUnavailableError
 from duly.message import Message
-from duly.ports import Outcome, OutcomeKind, SubscriptionSpec, TopicSpec
+from duly.ports import Outcome, OutcomeKind, Severity, SubscriptionSpec, TopicSpec
 from duly.testing.broker_target import Receiver, event, message
 from duly.testing.fault_proxy import DROP_REPLIES, PASS, REFUSE, RESET, SILENT, Fault, FaultProxy
+from tools.services import PrivateServer
 
 CONFIRMED, UNKNOWN, UNAVAILABLE = (
     OutcomeKind.CONFIRMED,
@@ -231,7 +234,7 @@ async def test_a_blocked_event_loop_costs_no_connection(rabbitmq_url: str) -> No
         await publish_until_confirmed(broker, [message(topic, 0)])
         await receiver.receive(1)
         accepted = proxy.accepted
-        time.sleep(5.0)
+        time.sleep(5.0)  # a handler that blocks the event loop is what is tested
         await publish_until_confirmed(broker, [message(topic, 1)])
         await receiver.receive(2)
         assert proxy.accepted == accepted
@@ -245,7 +248,7 @@ async def test_the_deadline_is_kept_without_the_event_loop(rabbitmq_url: str) ->
         await proxy.aset(SILENT)
         task = asyncio.create_task(publish_late(broker, [message(topic)]))
         await asyncio.sleep(0.1)
-        time.sleep(1.5)
+        time.sleep(1.5)  # the event loop is blocked over the deadline
         outcomes = await asyncio.wait_for(task, 1.0)
         assert [o.kind for o in outcomes] == [UNKNOWN]
 
@@ -283,3 +286,47 @@ async def test_close_is_quick_when_the_peer_is_silent(rabbitmq_url: str) -> None
         assert time.monotonic() - began < 6.0
         with suppress(TimeoutError):
             await receiver.close()
+
+
+async def test_closing_while_connecting_to_a_silent_peer(rabbitmq_url: str) -> None:
+    async with behind_proxy(rabbitmq_url, start=SILENT) as (broker, _):
+        outcomes = await broker.publish([message(event())], deadline_seconds=0.5)
+        assert [o.kind for o in outcomes] == [UNAVAILABLE]
+        began = time.monotonic()
+        await broker.close()
+        assert time.monotonic() - began < 3.0
+
+
+async def test_an_alarm_stops_publishing_and_not_receiving(private_rabbitmq: PrivateServer) -> None:
+    topic = event()
+    old = [message(topic, n) for n in range(300)]
+    async with direct(private_rabbitmq.url) as broker:
+        await declared(broker, topic)
+        await publish_until_confirmed(broker, old)
+        await control(private_rabbitmq, "set_vm_memory_high_watermark", "absolute", "1")
+        spec = SubscriptionSpec("readers", (topic,), prefetch=10)
+        during = [message(topic, n) for n in range(50)]
+        outcomes = await broker.publish(during, deadline_seconds=1.5)
+        assert {o.kind for o in outcomes} <= {UNKNOWN, UNAVAILABLE}
+        later = await broker.publish(during, deadline_seconds=0.5)
+        assert {o.kind for o in later} == {UNAVAILABLE}
+        assert "takes no messages" in later[0].error
+        alarm = {f.code: f.severity for f in await broker.inspect()}["RABBITMQ_ALARM"]
+        assert alarm is Severity.RED
+        receiver = Receiver(await broker.subscribe(spec))
+        await receiver.until(lambda: {m.id for m in old} <= set(receiver.ids))
+        await control(private_rabbitmq, "set_vm_memory_high_watermark", "0.4")
+        await publish_until_confirmed(broker, during)
+        wanted = {m.id for m in during}
+        await receiver.until(lambda: wanted <= set(receiver.ids))
+        await receiver.close()
+
+
+async def control(server: PrivateServer, *words: str) -> None:
+    """Run rabbitmqctl against a private server."""
+    node: Any = server._server
+    command = [str(node.programs / "rabbitmqctl"), *words]
+    done = await asyncio.to_thread(
+        subprocess.run, command, env=node._environment(), capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr

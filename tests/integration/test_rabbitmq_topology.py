@@ -155,6 +155,7 @@ async def test_a_deleted_queue_is_made_again_under_its_reader(rabbitmq_url: str)
                 await asyncio.sleep(0.2)
 
         await asyncio.wait_for(until_it_arrives(), 10.0)
+        assert len(set(receiver.ids)) >= 2
         await receiver.close()
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakKeyDictionary, WeakSet
@@ -369,33 +369,30 @@ def _execute(connection: Any, outlet: Outlet, statement: Statement) -> Result:
         result = Result(rows, cursor.rowcount)
         cursor.close()
     except Exception as error:
-        raise _mapped(outlet, error) from error
+        raise outlet.map_error(error) from error
     return result
 
 
 async def _execute_async(connection: Any, outlet: Outlet, statement: Statement) -> Result:
-    result = Result([], 0)
+    calls = outlet.prepare(statement)
     try:
-        for sql, values, many in outlet.prepare(statement):
-            async with connection.cursor() as cursor:
+        async with _pipeline(connection, calls):
+            for sql, values, many in calls:
+                cursor = connection.cursor()
                 await (cursor.executemany(sql, values) if many else cursor.execute(sql, values))
-                rows = [tuple(row) for row in await cursor.fetchall()] if cursor.description else []
-                result = Result(rows, cursor.rowcount)
+        rows = [tuple(row) for row in await cursor.fetchall()] if cursor.description else []
+        result = Result(rows, cursor.rowcount)
+        await cursor.close()
     except Exception as error:
-        raise _mapped(outlet, error) from error
+        raise outlet.map_error(error) from error
     return result
 
 
-def _pipeline(connection: Any, calls: Sequence[Any]) -> AbstractContextManager[Any]:
-    """One round trip for several calls, where libpq can."""
+def _pipeline(connection: Any, calls: Sequence[Any]) -> Any:
+    """One round trip for several calls, where libpq can; for ``with`` and ``async with``."""
     if len(calls) > 1 and not isinstance(connection, sqlite3.Connection):
         from psycopg import capabilities
 
         if capabilities.has_pipeline():
-            pipeline: AbstractContextManager[Any] = connection.pipeline()
-            return pipeline
+            return connection.pipeline()
     return nullcontext()
-
-
-def _mapped(outlet: Outlet, error: Exception) -> Exception:
-    return outlet.map_error(error)

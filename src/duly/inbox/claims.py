@@ -1,8 +1,9 @@
 """The first statement of a handler's transaction: the one that lets it be handled once.
 
-Owns what the database's answer means.  Insert first, look afterwards: of two transactions that claim one message the
-second waits for the first, and then finds its row (or, after a rollback, claims it itself).  The invariant: after NEW the
-commit of this transaction and the record that the message is done are one thing.
+Owns what the database's answer means.  Insert first, look afterwards: of two transactions that
+claim one message the second waits for the first, and then finds its row (or, after a rollback,
+claims it itself).  The invariant: after NEW the commit of this transaction and the record that the
+message is done are one thing.
 """
 
 from __future__ import annotations
@@ -42,25 +43,14 @@ class FreshClaim(NamedTuple):
 
     def steps(self) -> Steps[Ending | None]:
         """Insert; when there is a row already, that one decides."""
-        group, handler, dedupe_key = self.identity
-        message = self.message
-        values = {
-            "group": group,
-            "handler": handler,
-            "dedupe_key": dedupe_key,
-            "message_id": message.id,
-            "message_type": message.type,
-            "kind": message.kind,
-            "topic": message.topic,
-            "key": message.key,
-        }
+        values = claim_values(self.identity, self.message)
         inserted = yield Statement("inbox.claim", values)
         if inserted.count == 1:
             return None
         found = yield Statement("inbox.look", values)
         if not found.rows:
             raise TransactionConflictError("the row in the way is gone")
-        return judged(found.rows[0][0], found.rows[0][1], message.id)
+        return judged(found.rows[0][0], found.rows[0][1], self.message.id)
 
 
 class RowClaim(NamedTuple):
@@ -76,30 +66,45 @@ class RowClaim(NamedTuple):
 
 
 class BatchClaim:
-    """Many messages of one handler. endings: those that are not for the handler, by place; after ``steps``."""
+    """Many messages of one handler. endings: those that are not for the handler, by place; after
+    ``steps``.
+    """
 
     def __init__(self, identities: Sequence[Identity], messages: Sequence[Message]) -> None:
         self._identities, self._messages = identities, messages
         self.endings: dict[int, Ending] = {}
 
     def steps(self) -> Steps[Ending | None]:
-        """Insert all; look at those that were there. None unless not one is new."""
+        """Insert all; only when some were there already, undo that and find out which. None unless
+        not one is new.
+        """
         group, handler, _ = self._identities[0]
         places: dict[str, int] = {}
         for place, identity in enumerate(self._identities):
             if places.setdefault(identity.dedupe_key, place) != place:
                 self.endings[place] = Ending(End.DUPLICATE)  # twice in one batch
-        rows = [self._row(place) for _, place in sorted(places.items())]  # one order for all: no deadlocks
-        where = {"group": group, "handler": handler}
-        inserted = yield Statement("inbox.claim_many", {**where, "rows": _encode(rows).decode()})
-        if len(inserted.rows) < len(places):
-            fresh = {key for (key,) in inserted.rows}
-            known = yield from self._look(where, [key for key in places if key not in fresh])
-            for key, place in places.items():
-                if key not in fresh:
-                    message_id, status = known[key]
-                    self.endings[place] = judged(message_id, status, self._messages[place].id)
+        order = [place for _, place in sorted(places.items())]  # one order for all: no deadlocks
+        inserted = yield Statement("inbox.claim_all", many=[self._values(place) for place in order])
+        if inserted.count < len(order):
+            yield Statement("inbox.unwind")
+            yield from self._sort_out(
+                {"group": group, "handler": handler}, places, rows=[self._row(p) for p in order]
+            )
         return Ending(End.DUPLICATE) if len(self.endings) == len(self._messages) else None
+
+    def _sort_out(
+        self, where: dict[str, str], places: dict[str, int], *, rows: Sequence[tuple[Any, ...]]
+    ) -> Steps[None]:
+        inserted = yield Statement("inbox.claim_many", {**where, "rows": _encode(rows).decode()})
+        fresh = {key for (key,) in inserted.rows}
+        known = yield from self._look(where, [key for key in places if key not in fresh])
+        for key, place in places.items():
+            if key not in fresh:
+                message_id, status = known[key]
+                self.endings[place] = judged(message_id, status, self._messages[place].id)
+
+    def _values(self, place: int) -> dict[str, Any]:
+        return claim_values(self._identities[place], self._messages[place])
 
     def _row(self, place: int) -> tuple[Any, ...]:
         m = self._messages[place]
@@ -112,6 +117,20 @@ class BatchClaim:
         if len(known) < len(keys):
             raise TransactionConflictError("a row in the way is gone")
         return known
+
+
+def claim_values(identity: Identity, message: Message) -> dict[str, Any]:
+    """The values of a row that is done; it needs no payload."""
+    return {
+        "group": identity.group,
+        "handler": identity.handler,
+        "dedupe_key": identity.dedupe_key,
+        "message_id": message.id,
+        "message_type": message.type,
+        "kind": message.kind,
+        "topic": message.topic,
+        "key": message.key,
+    }
 
 
 def judged(found_id: str, status: str, message_id: str) -> Ending:

@@ -1,12 +1,14 @@
 """From the broker to the handlers of one group, and back with the acknowledgement.
 
-Theory of operation.  A batch is sorted first (``intake``): what is nobody's business here is let go, what cannot be
-handled is stored, what is done already (one SELECT per batch) is let go; the rest becomes jobs for the handlers' crews,
-or, in an ordered group, rows of the inbox that the lane owners run.  Ends come back from any thread, are collected for
-some milliseconds and acknowledged together.
+Theory of operation.  A batch is sorted first (``intake``): what is nobody's business here is let
+go, what cannot be handled is stored, what is done already (one SELECT per batch) is let go; the
+rest becomes jobs for the handlers' crews, or, in an ordered group, rows of the inbox that the lane
+owners run.  Ends come back from any thread, are collected for some milliseconds and acknowledged
+together.
 
-The invariants: a message is acknowledged only after the commit that handled it, stored it, or was found; a message whose
-end is not known is released, and its redelivery finds the record; at most ``in_flight_max`` messages are in memory.
+The invariants: a message is acknowledged only after the commit that handled it, stored it, or was
+found; a message whose end is not known is released, and its redelivery finds the record; at most
+``in_flight_max`` messages are in memory.
 """
 
 from __future__ import annotations
@@ -56,7 +58,12 @@ class Consumer:
     """
 
     def __init__(
-        self, context: ConsumeContext, group: str, *, connection: ConnectionThread, in_flight_max: int = 2000
+        self,
+        context: ConsumeContext,
+        group: str,
+        *,
+        connection: ConnectionThread,
+        in_flight_max: int = 2000,
     ) -> None:
         self.group = group
         self._context, self._connection = context, connection
@@ -73,7 +80,9 @@ class Consumer:
         self._stopping = False
 
     async def run(self, subscription: Subscription) -> None:
-        """Receive until ``stop``, or until the subscription is closed. Raises what is a fault of ours."""
+        """Receive until ``stop``, or until the subscription is closed. Raises what is a fault of
+        ours.
+        """
         self._subscription, self._loop = subscription, asyncio.get_running_loop()
         batches = aiter(subscription.batches())
         try:
@@ -94,12 +103,14 @@ class Consumer:
         return self._in_flight == 0
 
     def stop(self) -> None:
-        """Start nothing more; what is queued and not begun goes back to the broker with ``drain``."""
+        """Start nothing more; ``drain`` gives back what is queued and not begun."""
         self._stopping = True
         self._room.set()
 
     async def drain(self, timeout_seconds: float) -> bool:
-        """After ``stop``: wait for what is under way, acknowledge it, give back the rest; False when some did not end."""
+        """After ``stop``: wait for what is under way, acknowledge it, give back the rest; False
+        when some did not end.
+        """
         self.stop()
         failpoints.hit(failpoints.DRAIN_STARTED)
         queued = [task for crew in self._crews.values() for task in crew.stop()]
@@ -112,7 +123,7 @@ class Consumer:
             await asyncio.gather(*self._acks, return_exceptions=True)
         return all(ended)
 
-    # --- receiving ----------------------------------------------------------------------------------------------------
+    # --- receiving --------------------------------------------------------------------------------
     async def _receive(self, batch: Sequence[Delivery]) -> None:
         failpoints.hit(failpoints.CONSUME_RECEIVED)
         for source, count in Counter(d.source for d in batch).items():
@@ -129,7 +140,9 @@ class Consumer:
                 entries = []
             else:
                 if intake.stored:
-                    await self._connection.run(lambda: store([one.unhandled for one in intake.stored]))
+                    await self._connection.run(
+                        lambda: store([one.unhandled for one in intake.stored])
+                    )
                 entries = await self._unfinished(intake.entries)
         except DulyError as error:
             await self._trouble(batch, error)
@@ -144,14 +157,19 @@ class Consumer:
         seen: dict[tuple[str, str], tuple[str, str]] = {}
         by_handler: dict[str, list[str]] = {}
         for entry in entries:
-            by_handler.setdefault(entry.handler.name, []).append(entry.identity.dedupe_key)
+            if (
+                entry.handler.batch is None
+            ):  # a batch is claimed before its handler is called: nothing to look for
+                by_handler.setdefault(entry.handler.name, []).append(entry.identity.dedupe_key)
         for name, keys in by_handler.items():
             values = {"group": self.group, "handler": name, "dedupe_keys": keys}
             result = await self._connection.ask(Statement("inbox.seen", values))
-            seen.update({(name, key): (message_id, status) for key, message_id, status in result.rows})
+            seen.update(
+                {(name, key): (message_id, status) for key, message_id, status in result.rows}
+            )
         left, busy, duplicates = [], [], Counter[str]()
         for entry in entries:
-            found = seen.get((entry.handler.name, entry.identity.dedupe_key))
+            found = seen.get((entry.handler.name, entry.identity.dedupe_key)) if seen else None
             ending = None if found is None else judged(*found, entry.delivery.message.id)
             if ending is None:
                 left.append(entry)
@@ -167,18 +185,25 @@ class Consumer:
         return await self._store_recovered(left)
 
     async def _store_recovered(self, entries: list[Entry]) -> list[Entry]:
-        """What may have ended a process before is stored first and run from there, one by one, attempts committed."""
+        """What may have ended a process before is stored first and run from there, one by one,
+        attempts committed.
+        """
         careful = self._context.after_unclean_exit()
         recovered = [entry for entry in entries if careful or entry.delivery.redelivered]
         if recovered:
-            rows = [entry.as_unhandled(Ending(End.LATER, "REDELIVERED: handled from the inbox")) for entry in recovered]
+            rows = [
+                entry.as_unhandled(Ending(End.LATER, "REDELIVERED: handled from the inbox"))
+                for entry in recovered
+            ]
             await self._connection.run(lambda: store(rows))
             self._context.wake()
         chosen = {id(entry) for entry in recovered}
         return [entry for entry in entries if id(entry) not in chosen]
 
     async def _keep_rows(self, intake: Intake) -> None:
-        """An ordered group: everything waits in the inbox, in the order of arrival; the lane owners decide the rest."""
+        """An ordered group: everything waits in the inbox, in the order of arrival; the lane owners
+        decide the rest.
+        """
         kept = [(e.delivery, e.identity, e.decoded) for e in intake.entries]
         kept += [(r.delivery, r.unhandled.identity, False) for r in intake.stored]
         if not kept:
@@ -192,10 +217,14 @@ class Consumer:
         self._context.wake()
 
     async def _trouble(self, batch: Sequence[Delivery], error: DulyError) -> None:
-        """The database does not take it now: everything goes back, and nothing is received for a moment."""
+        """The database does not take it now: everything goes back, and nothing is received for a
+        moment.
+        """
         await self._release([d.token for d in batch])
         self._leave(len(batch))
-        _log.warning("group %s: %s; receiving again soon", self.group, error.code, extra={"code": error.code})
+        _log.warning(
+            "group %s: %s; receiving again soon", self.group, error.code, extra={"code": error.code}
+        )
         await asyncio.sleep(TROUBLE_SECONDS)
 
     def _hand_out(self, entries: Sequence[Entry]) -> None:
@@ -210,9 +239,11 @@ class Consumer:
             size = handler.batch or 1
             for start in range(0, len(mine), size):
                 job = _job(handler, mine[start : start + size])
-                crew.submit(Task(job, lambda done, endings: self._done(done, endings, began), stores=True))
+                crew.submit(
+                    Task(job, lambda done, endings: self._done(done, endings, began), stores=True)
+                )
 
-    # --- ends ---------------------------------------------------------------------------------------------------------
+    # --- ends -------------------------------------------------------------------------------------
     def _done(self, job: Job, endings: Sequence[Ending], began: float) -> None:
         """From any thread."""
         self._ended.append(_Ended(job, endings, began))
@@ -259,12 +290,14 @@ class Consumer:
         self._in_flight -= count
         self._room.set()
 
-    # --- facts --------------------------------------------------------------------------------------------------------
+    # --- facts ------------------------------------------------------------------------------------
     def _told(self, intake: Intake) -> None:
         for name, count in intake.skipped.items():
             self._context.hooks.emit(Skipped(group=self.group, type=name, count=count))
         for one in () if self._ordered else intake.stored:
-            self._tell_stored(one.unhandled.message, one.unhandled.identity.handler, one.unhandled.ending)
+            self._tell_stored(
+                one.unhandled.message, one.unhandled.identity.handler, one.unhandled.ending
+            )
 
     def _tell_duplicates(self, counts: Counter[str]) -> None:
         for name, count in counts.items():
@@ -291,7 +324,13 @@ class Consumer:
         for name, count in done.items():
             began, lag = oldest[name]
             self._context.hooks.emit(
-                Handled(group=self.group, handler=name, count=count, seconds=now - began, lag_seconds=lag)
+                Handled(
+                    group=self.group,
+                    handler=name,
+                    count=count,
+                    seconds=now - began,
+                    lag_seconds=lag,
+                )
             )
         self._tell_duplicates(duplicates)
 
@@ -299,12 +338,34 @@ class Consumer:
         emit, code = self._context.hooks.emit, ending.error.partition(":")[0]
         topic, message_id = message.topic, message.id
         if ending.end in (End.HELD, End.BUSY):
-            emit(Held(box="inbox", topic=topic, code=code, count=1, group=self.group, message_id=message_id))
+            emit(
+                Held(
+                    box="inbox",
+                    topic=topic,
+                    code=code,
+                    count=1,
+                    group=self.group,
+                    message_id=message_id,
+                )
+            )
         elif ending.end is End.FAILED:
-            emit(Failed(box="inbox", message_id=message_id, topic=topic, code=code, attempts=1, group=self.group,
-                        handler=handler))  # fmt: skip
+            emit(
+                Failed(
+                    box="inbox",
+                    message_id=message_id,
+                    topic=topic,
+                    code=code,
+                    attempts=1,
+                    group=self.group,
+                    handler=handler,
+                )
+            )
         elif ending.end is End.RETRY:
-            emit(HandlerFailed(group=self.group, handler=handler, message_id=message_id, code=code, attempts=1))
+            emit(
+                HandlerFailed(
+                    group=self.group, handler=handler, message_id=message_id, code=code, attempts=1
+                )
+            )
 
 
 def _job(handler: Handler, entries: Sequence[Entry]) -> Job:
@@ -317,15 +378,22 @@ def _job(handler: Handler, entries: Sequence[Entry]) -> Job:
     )
 
 
-def _receive_steps(rows: Sequence[dict[str, Any]], keyed: Sequence[tuple[Identity, Message]]) -> Steps[None]:
-    """Insert rows; of those with a business key that another message has, the ones that must not be let go are held."""
+def _receive_steps(
+    rows: Sequence[dict[str, Any]], keyed: Sequence[tuple[Identity, Message]]
+) -> Steps[None]:
+    """Insert rows; of those with a business key that another message has, the ones that must not be
+    let go are held.
+    """
     yield Statement("inbox.receive", many=rows)
     busy = []
     for identity, message in keyed:
         group, handler, dedupe_key = identity
         values = {"group": group, "handler": handler, "dedupe_key": dedupe_key}
         found = yield Statement("inbox.look", values)
-        if found.rows and (ending := judged(found.rows[0][0], found.rows[0][1], message.id)).end is End.BUSY:
+        if (
+            found.rows
+            and (ending := judged(found.rows[0][0], found.rows[0][1], message.id)).end is End.BUSY
+        ):
             busy.append(Unhandled(identity, message, ending, Retry(attempts=1), ordered=True))
     if busy:
         yield from store(busy)

@@ -9,7 +9,6 @@ from typing import Any
 from uuid import uuid4
 
 from duly.inbox.claims import BatchClaim, Claim, FreshClaim, RowClaim
-from duly.runtime.leases import Deadlines
 from duly.inbox.handlers import Handler, HandlerRegistry
 from duly.inbox.identity import Identity
 from duly.kernel.lease import LeaseTerm
@@ -17,6 +16,7 @@ from duly.message import Message, Registry
 from duly.observe.hooks import Hooks
 from duly.outbox.publish import MessageOutlet
 from duly.ports import Database
+from duly.runtime.leases import Deadlines
 from duly.runtime.work import Row
 
 __all__ = ["ConsumeContext", "Job"]
@@ -26,10 +26,11 @@ __all__ = ["ConsumeContext", "Job"]
 class ConsumeContext:
     """Shared by the consumers of one App.
 
-    holder: the name under which this process holds its leases now, for the liveness of effects; empty while it has none.
-    handler_timeout_seconds: the hard deadline. dedupe_window_seconds: how long after it was first sent a message is
-    still handled. effect_wait_seconds: how long a second delivery waits for somebody else's call. turn: a fair gate
-    before BEGIN on SQLite. after_unclean_exit: whether what comes now may have ended a process before.
+    holder: the name under which this process holds its leases now, for the liveness of effects;
+    empty while it has none. handler_timeout_seconds: the hard deadline. dedupe_window_seconds: how
+    long after it was first sent a message is still handled. effect_wait_seconds: how long a second
+    delivery waits for somebody else's call. turn: a fair gate before BEGIN on SQLite.
+    after_unclean_exit: whether what comes now may have ended a process before.
     """
 
     database: Database
@@ -83,7 +84,9 @@ class Job:
             self.handler,
             [self.messages[place] for place in places],
             [self.identities[place] for place in places],
-            values={n: self.values[place] for n, place in enumerate(places) if place in self.values},
+            values={
+                n: self.values[place] for n, place in enumerate(places) if place in self.values
+            },
             row=self.row,
             term=self.term,
         )

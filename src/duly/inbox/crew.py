@@ -1,9 +1,9 @@
 """Who runs the jobs of one handler: threads for a plain handler, tasks for an async one.
 
-Owns the workers, each with a desk of its own, and the queue in front of them.  The invariant: every job that was
-submitted ends in exactly one call of its ``done`` - with one ending per message, failures stored where that was asked
-for - or is given back by ``stop``.  ``done`` may be called from any thread.  How much is queued is bounded by whoever
-submits.
+Owns the workers, each with a desk of its own, and the queue in front of them.  The invariant: every
+job that was submitted ends in exactly one call of its ``done`` - with one ending per message,
+failures stored where that was asked for - or is given back by ``stop``.  ``done`` may be called
+from any thread.  How much is queued is bounded by whoever submits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from duly.errors import DulyError, error_code
 from duly.inbox.context import ConsumeContext, Job
@@ -31,7 +31,9 @@ _log = logging.getLogger("duly.consume")
 
 
 class Task(NamedTuple):
-    """A job, who is told of its end, and whether its failures are stored here (else by whoever is told)."""
+    """A job, who is told of its end, and whether its failures are stored here (else by whoever is
+    told).
+    """
 
     job: Job
     done: Done
@@ -50,7 +52,9 @@ class Crew(Protocol):
         ...
 
     async def join(self, timeout_seconds: float) -> bool:
-        """Wait for what is under way; False when it did not end. What can be cancelled then is, and not done."""
+        """Wait for what is under way; False when it did not end. What can be cancelled then is, and
+        not done.
+        """
         ...
 
 
@@ -61,7 +65,8 @@ class _Threads:
         self._context, self._handler = context, handler
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._work, name=f"duly-{handler.label}-{n}", daemon=True) for n in range(count)
+            threading.Thread(target=self._work, name=f"duly-{handler.label}-{n}", daemon=True)
+            for n in range(count)
         ]
         self._started = False
 
@@ -130,7 +135,8 @@ class _Tasks:
         self._waiting.put_nowait(task)
         if not self._workers:
             self._workers = [
-                asyncio.create_task(self._work(), name=f"duly {self._handler.label} {n}") for n in range(self._count)
+                asyncio.create_task(self._work(), name=f"duly {self._handler.label} {n}")
+                for n in range(self._count)
             ]
 
     def stop(self) -> list[Task]:
@@ -203,5 +209,10 @@ def _not_stored(endings: Sequence[Ending], error: DulyError) -> list[Ending]:
 
 
 def _fault(job: Job, error: BaseException) -> list[Ending]:
-    _log.error("%s: a job ended unexpectedly", job.handler.label, exc_info=error, extra={"code": error_code(error)})
+    _log.error(
+        "%s: a job ended unexpectedly",
+        job.handler.label,
+        exc_info=error,
+        extra={"code": error_code(error)},
+    )
     return [Ending(End.AGAIN, error_text(error))] * len(job.messages)

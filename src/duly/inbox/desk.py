@@ -1,15 +1,17 @@
 """The connection that a handler works on.
 
-Owns one SQLAlchemy connection, the driver's connection behind it, and at most one transaction.  It belongs to one
-worker for as long as it lives: never in a pool, opened again after it was lost, with the handler's hard deadline
-as the server's limit for waiting and for idling.  The hot path uses the driver only; SQLAlchemy's connection says BEGIN
-and COMMIT, so that a ``Session`` can join at any moment.
+Owns one SQLAlchemy connection, the driver's connection behind it, and at most one transaction.  It
+belongs to one worker for as long as it lives: never in a pool, opened again after it was lost, with
+the handler's hard deadline as the server's limit for waiting and for idling.  The hot path uses the
+driver only; SQLAlchemy's connection says BEGIN and COMMIT, so that a ``Session`` can join at any
+moment.
 
-The invariant is the *guard*: a savepoint set right after BEGIN.  Whoever ends our transaction - by a method, by SQL
-text, by closing - ends the savepoint too, so releasing it before COMMIT fails and nothing is taken for done.
+The invariant is the *guard*: a savepoint set right after BEGIN.  Whoever ends our transaction - by
+a method, by SQL text, by closing - ends the savepoint too, so releasing it before COMMIT fails and
+nothing is taken for done.
 
-All code here is synchronous.  In a worker thread it runs as it is; for async handlers it runs inside SQLAlchemy's
-greenlet (``AsyncDesk.call``), where the same calls are awaited below.
+All code here is synchronous.  In a worker thread it runs as it is; for async handlers it runs
+inside SQLAlchemy's greenlet (``AsyncDesk.call``), where the same calls are awaited below.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ _UNWIND = Statement("inbox.unwind")
 
 
 class Desk:
-    """A handler's connection. limit_seconds: how long a handler may run. turn: a fair gate before BEGIN.
+    """A handler's connection. limit_seconds: how long a handler may run. turn: a fair gate before
+    BEGIN.
 
     driver: the driver's own connection object; None while there is none.
     """
@@ -48,10 +51,12 @@ class Desk:
         self._limit_seconds = limit_seconds
         self._turn = turn
         self._core: Any = None
-        self._dbapi: Any = None  # the driver's connection, or SQLAlchemy's synchronous face of an async one
+        self._dbapi: Any = (
+            None  # the driver's connection, or SQLAlchemy's synchronous face of an async one
+        )
         self.driver: Any = None
 
-    # --- the connection -----------------------------------------------------------------------------------------------
+    # --- the connection ---------------------------------------------------------------------------
     def open(self) -> None:
         """Connect, where that is needed. Raises DatabaseUnavailableError, ConfigurationError."""
         if self._core is None:
@@ -89,9 +94,11 @@ class Desk:
     @property
     def lost(self) -> bool:
         """Whether the connection cannot be used any more."""
-        return self._core is None or self._core.closed or bool(getattr(self.driver, "closed", False))
+        return (
+            self._core is None or self._core.closed or bool(getattr(self.driver, "closed", False))
+        )
 
-    # --- statements ---------------------------------------------------------------------------------------------------
+    # --- statements -------------------------------------------------------------------------------
     def execute(self, statement: Statement) -> Result:
         """Run one statement in the open transaction. Raises the driver's errors."""
         result = Result([], 0)
@@ -103,7 +110,9 @@ class Desk:
                 else:
                     cursor.execute(text, values)
                 rows = [tuple(row) for row in cursor.fetchall()] if cursor.description else []
-                result = Result(rows or result.rows, cursor.rowcount if place == 0 else result.count)
+                result = Result(
+                    rows or result.rows, cursor.rowcount if place == 0 else result.count
+                )
             finally:
                 cursor.close()
         return result
@@ -118,7 +127,9 @@ class Desk:
             return end.value  # type: ignore[no-any-return]
 
     def run(self, steps: Steps[T]) -> T:
-        """Run steps in a transaction of their own. Raises errors of ours, and OutcomeUnknownError for a lost COMMIT."""
+        """Run steps in a transaction of their own. Raises errors of ours, and OutcomeUnknownError
+        for a lost COMMIT.
+        """
         try:
             self.begin()
             answer = self.drive(steps)
@@ -128,7 +139,7 @@ class Desk:
         self.commit()
         return answer
 
-    # --- the transaction ----------------------------------------------------------------------------------------------
+    # --- the transaction --------------------------------------------------------------------------
     @property
     def in_transaction(self) -> bool:
         """Whether ``begin`` was called, or a session has begun."""
@@ -150,14 +161,22 @@ class Desk:
             self.execute(_UNGUARD)
         except Exception as error:
             mapped = self.mapped(error)
-            if isinstance(mapped, DatabaseUnavailableError) and self.lost and not self._closed_by_hand():
+            if (
+                isinstance(mapped, DatabaseUnavailableError)
+                and self.lost
+                and not self._closed_by_hand()
+            ):
                 raise
             if self.intact():
-                raise RetryableError("an error of the database was caught and ignored", code="TRANSACTION_ABORTED") from error
+                raise RetryableError(
+                    "an error of the database was caught and ignored", code="TRANSACTION_ABORTED"
+                ) from error
             raise TransactionMisuseError("the transaction was ended by the handler") from error
 
     def intact(self) -> bool:
-        """Whether the guarded transaction is still the one that was begun; undoes what was done in it."""
+        """Whether the guarded transaction is still the one that was begun; undoes what was done in
+        it.
+        """
         try:
             self.execute(_UNWIND)
         except Exception:  # noqa: BLE001  # whatever the driver says: the savepoint cannot be reached
@@ -165,11 +184,15 @@ class Desk:
         return True
 
     def _closed_by_hand(self) -> bool:
-        """A connection that the program closed is not ``broken``; one that the server or network closed is."""
+        """A connection that the program closed is not ``broken``; one that the server or network
+        closed is.
+        """
         return not getattr(self.driver, "broken", False)
 
     def commit(self, before: Callable[[], None] = lambda: None) -> None:
-        """Commit. before: the session's own commit. Raises TransactionConflictError, OutcomeUnknownError."""
+        """Commit. before: the session's own commit. Raises TransactionConflictError,
+        OutcomeUnknownError.
+        """
         try:
             before()
             if (transaction := self._core.get_transaction()) is not None:
@@ -235,7 +258,9 @@ class AsyncDesk:
 
 
 def _connect(engine: Any) -> Any:
-    """A connection as the engine makes them, outside its pool: a worker keeps it, and pools may be small."""
+    """A connection as the engine makes them, outside its pool: a worker keeps it, and pools may be
+    small.
+    """
     from sqlalchemy.engine import Connection
 
     return Connection(engine, connection=engine.pool.recreate().connect())

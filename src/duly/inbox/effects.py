@@ -1,21 +1,23 @@
 """Calls to the outside world that are not made twice.
 
-Theory of operation.  A call cannot join the transaction, so it is written down around it: *intent* (committed), call,
-*result* (committed).  A handler that runs again gets the recorded result.  What stands in the row when it does:
+Theory of operation.  A call cannot join the transaction, so it is written down around it: *intent*
+(committed), call, *result* (committed).  A handler that runs again gets the recorded result.  What
+stands in the row when it does:
 
-    state   | holder of the row                  | what is done
-    --------+------------------------------------+-------------------------------------------------------------
-    done    |                                    | the recorded result is given back; no call
-    failed  |                                    | the call raised; it is repeated under the same provider key
-    intent  | calls just now (here or elsewhere) | wait, at most ``effect_wait_seconds``; then later. Never a call
-    intent  | gone: nobody knows                 | asked (reconcile), or repeated (keyed, repeatable), or held
+    state  | its holder          | what is done
+    -------+---------------------+----------------------------------------------------------
+    done   |                     | the recorded result is given back; no call
+    failed |                     | the call raised; repeated under the same provider key
+    intent | calls just now      | wait (``effect_wait_seconds``), then later; never a call
+    intent | gone: nobody knows  | asked (reconcile), repeated (keyed, repeatable), or held
 
-The invariants: nothing is called before the intent is committed, and no intent is committed for a message that is done;
-an intent changes hands by compare-and-set; what a caller gets is always the decoded form of what is stored.  "Not
-found" is final only when the caller is known dead: its lease is over *and* its hard deadline has passed.
+The invariants: nothing is called before the intent is committed, and no intent is committed for a
+message that is done; an intent changes hands by compare-and-set; what a caller gets is always the
+decoded form of what is stored.  "Not found" is final only when the caller is known dead: its lease
+is over *and* its hard deadline has passed.
 
-``Effect.script`` is the one description of this; it yields what it wants (``Ask``, ``Invoke``, ``Wait``), and ``run`` and
-``run_async`` do it.
+``Effect.script`` is the one description of this; it yields what it wants (``Ask``, ``Invoke``,
+``Wait``), and ``run`` and ``run_async`` do it.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ POLL_SECONDS = 0.2
 
 
 class NotFound:
-    """What a reconcile callback returns when the provider knows nothing of the key: the class, or an object of it."""
+    """What a reconcile callback returns when the provider knows nothing of the key: the class, or
+    an object of it.
+    """
 
 
 class Ask(NamedTuple):
@@ -80,7 +84,9 @@ Script = Generator[Ask | Invoke | Wait, Any, Any]
 
 
 class _Standing(NamedTuple):
-    """A row as it was found. over: its hard deadline has passed. alive: its process still holds its lease."""
+    """A row as it was found. over: its hard deadline has passed. alive: its process still holds its
+    lease.
+    """
 
     state: str
     arguments: str
@@ -92,7 +98,9 @@ class _Standing(NamedTuple):
 
 @dataclass(kw_only=True, eq=False)
 class Effect:
-    """One step of one message. ended: told how the message has ended when it cannot be handled further."""
+    """One step of one message. ended: told how the message has ended when it cannot be handled
+    further.
+    """
 
     context: ConsumeContext
     identity: Identity
@@ -116,9 +124,11 @@ class Effect:
         self.arguments = _digest([self.args, dict(self.kwargs)])
         self.result = self.result if self.result is not None else _returned(self.function)
 
-    # --- the script ---------------------------------------------------------------------------------------------------
+    # --- the script -------------------------------------------------------------------------------
     def script(self) -> Script:
-        """Give the result, recorded or new. Raises what the function raises, and the errors of this module's table."""
+        """Give the result, recorded or new. Raises what the function raises, and the errors of this
+        module's table.
+        """
         waited = 0.0
         while True:
             holder = f"{self.context.process()}#{token_hex(8)}"
@@ -165,7 +175,9 @@ class Effect:
         self._doubt("held")
         raise self._unknown()
 
-    def _ask_provider(self, holder: str, standing: _Standing) -> Generator[Any, Any, tuple[bool, Any]]:
+    def _ask_provider(
+        self, holder: str, standing: _Standing
+    ) -> Generator[Any, Any, tuple[bool, Any]]:
         reconcile = self.reconcile
         assert reconcile is not None
         dead = standing.over or standing.holder.partition("#")[0] == self.context.process()
@@ -177,7 +189,9 @@ class Effect:
             if dead:
                 return True, (yield from self._call(holder))
             self.ended(Ending(End.LATER, f"{EFFECT_IS_LIVE}: {self.step}"))
-            raise RetryableError(f"{self.step}: not found yet, and its caller may still run", code=EFFECT_IS_LIVE)
+            raise RetryableError(
+                f"{self.step}: not found yet, and its caller may still run", code=EFFECT_IS_LIVE
+            )
         if not dead and not (yield Ask(self._take(holder, standing))):
             return False, None
         return True, (yield from self._record(holder, value))
@@ -206,7 +220,9 @@ class Effect:
             data = _encode(value)
         except NotSerializableError:
             self._doubt("held")
-            self.ended(Ending(End.HELD, f"{EFFECT_IN_DOUBT}: the result of {self.step} cannot be stored"))
+            self.ended(
+                Ending(End.HELD, f"{EFFECT_IN_DOUBT}: the result of {self.step} cannot be stored")
+            )
             raise
         if not (yield Ask(self._settle(holder, "done", data))):
             self.ended(Ending(End.LATER, f"{StaleLeaseError.code}: {self.step}"))
@@ -233,7 +249,7 @@ class Effect:
         key = {} if self.key_as is None else {self.key_as: self.provider_key}
         return self.function(*self.args, **self.kwargs, **key)
 
-    # --- its row ------------------------------------------------------------------------------------------------------
+    # --- its row ----------------------------------------------------------------------------------
     def _values(self, **more: Any) -> dict[str, Any]:
         group, handler, dedupe_key = self.identity
         limit_seconds = self.context.handler_timeout_seconds
@@ -276,11 +292,15 @@ class Effect:
         self._emit(EffectInDoubt, message_id=self.message_id, resolution=resolution)
 
 
-# --- doing it ---------------------------------------------------------------------------------------------------------
+# --- doing it -------------------------------------------------------------------------------------
 def run(effect: Effect, desk: Desk) -> Any:
-    """Run the script of an effect in a worker thread. Raises ConfigurationError for an async function."""
+    """Run the script of an effect in a worker thread. Raises ConfigurationError for an async
+    function.
+    """
     if inspect.iscoroutinefunction(effect.function):
-        raise ConfigurationError(f"effect {effect.step}: an async function in a plain handler", code="ASYNC_EFFECT")
+        raise ConfigurationError(
+            f"effect {effect.step}: an async function in a plain handler", code="ASYNC_EFFECT"
+        )
 
     def do(command: Ask | Invoke | Wait) -> Any:
         if isinstance(command, Ask):
@@ -331,7 +351,7 @@ async def run_async(effect: Effect, desk: AsyncDesk) -> Any:
         return end.value
 
 
-# --- values -----------------------------------------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------------------
 def _encode(value: Any) -> bytes:
     try:
         return msgspec.json.encode(value, enc_hook=_plain, order="deterministic")
@@ -350,8 +370,10 @@ def _digest(value: Any) -> str:
 
 
 def _returned(function: Any) -> Any:
-    """The annotated result type; anything where there is none, or where its names cannot be resolved."""
-    target = function if inspect.isroutine(function) else getattr(type(function), "__call__", function)
+    """The annotated result type; anything where there is none, or where its names cannot be
+    resolved.
+    """
+    target = function if inspect.isroutine(function) else type(function).__call__
     try:
         found = typing.get_type_hints(target).get("return", Any)
     except (NameError, TypeError, AttributeError):

@@ -1,18 +1,19 @@
 """How the handling of a message can end, and which error means which end.
 
-Owns the table below.  The invariant: nothing a handler raises is lost, and nothing of its text is kept - an error is
-stored as its code, or its class and the line that raised it, because texts of errors quote data.
+Owns the table below.  The invariant: nothing a handler raises is lost, and nothing of its text is
+kept - an error is stored as its code, or its class and the line that raised it, because texts of
+errors quote data.
 
-    raised                                            | end        | what follows
-    --------------------------------------------------+------------+-----------------------------------------
-    a signal of ours (the record says: done ...)      | as it says | ack
-    lost connection of ours, or during COMMIT         | AGAIN      | at once on a new connection; the dedupe record
-                                                      |            | tells whether the commit had happened
-    deadlock, lock timeout, serialization failure     | AGAIN      | at once, a bounded number of times
-    somebody else's live effect                       | LATER      | stored, due soon, no attempt used
-    effect in doubt, changed arguments of an effect   | HELD       | stored for a person
-    PermanentError                                    | FAILED     | stored, no more attempts
-    everything else, SystemExit and its like too      | RETRY      | stored with its due time
+    raised                                    | end        | what follows
+    ------------------------------------------+------------+-----------------------------------
+    a signal of ours (the record says done)   | as it says | ack
+    lost connection of ours, also in COMMIT   | AGAIN      | at once on a new one; the record
+                                              |            | tells whether it was committed
+    deadlock, lock timeout, serialization     | AGAIN      | at once, some times
+    somebody else's live effect               | LATER      | stored, due soon, no attempt used
+    effect in doubt or with other arguments   | HELD       | stored for a person
+    PermanentError                            | FAILED     | stored, no more attempts
+    everything else, SystemExit too           | RETRY      | stored with its due time
 """
 
 from __future__ import annotations
@@ -54,14 +55,18 @@ class End(Enum):
 
 
 class Ending(NamedTuple):
-    """end, and what to store: ``CODE: text`` without payloads. half: half of the work was committed by the handler."""
+    """end, and what to store: ``CODE: text`` without payloads. half: half of the work was committed
+    by the handler.
+    """
 
     end: End
     error: str = ""
     half: bool = False
 
 
-class Ended(BaseException):  # noqa: N818  # a signal, not an error: no `except Exception` of a handler may keep it
+class Ended(
+    BaseException
+):  # a signal, not an error: no `except Exception` of a handler may keep it
     """The handling of this message has ended before its handler has."""
 
     def __init__(self, ending: Ending) -> None:

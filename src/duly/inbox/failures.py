@@ -1,9 +1,10 @@
 """What is stored of a message that could not be handled, so that the broker can forget it.
 
-Owns the translation of an ending into a row: status, attempts, due time, the lane it is retried from.  The invariant: a
-message leaves the broker only when its handler has committed, it is nobody's business, or its row - with the payload -
-is committed here.  A row that stands there already owns the message and is left alone, except the one that a handler
-committed together with half of its work: that one is opened again, as failed.
+Owns the translation of an ending into a row: status, attempts, due time, the lane it is retried
+from.  The invariant: a message leaves the broker only when its handler has committed, it is
+nobody's business, or its row - with the payload - is committed here.  A row that stands there
+already owns the message and is left alone, except the one that a handler committed together with
+half of its work: that one is opened again, as failed.
 """
 
 from __future__ import annotations

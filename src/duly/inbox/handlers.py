@@ -1,10 +1,11 @@
 """The handlers of one App: registration, and what is wrong with it.
 
-A handler stays a plain function.  What can be seen when it is decorated - parameter names, options - is refused there;
-what needs the types (is it a batch handler? ``Tx`` or ``AsyncTx``?) is looked at when the App starts, because with
-``from __future__ import annotations`` the names may not exist yet.  The invariants: within a group one handler per event
-type and version, and one order mode; a handler's name is written down or made of group and wire name, never of the
-function's path, because it is part of every dedupe record.
+A handler stays a plain function.  What can be seen when it is decorated - parameter names, options
+- is refused there; what needs the types (is it a batch handler? ``Tx`` or ``AsyncTx``?) is looked
+at when the App starts, because with ``from __future__ import annotations`` the names may not exist
+yet.  The invariants: within a group one handler per event type and version, and one order mode; a
+handler's name is written down or made of group and wire name, never of the function's path, because
+it is part of every dedupe record.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ _RESERVED = {"tx", "msg", "msgs"}
 
 @dataclass(frozen=True, eq=False)
 class Handler:
-    """One function and how it is run. batch: messages at once, None for one by one. concurrency: threads or tasks."""
+    """One function and how it is run. batch: messages at once, None for one by one. concurrency:
+    threads or tasks.
+    """
 
     function: Callable[..., Any]
     type: MessageType
@@ -75,7 +78,11 @@ class Handler:
             if text.rpartition(".")[2] == ("Tx" if self.is_async else "AsyncTx"):
                 right, colour = ("AsyncTx", "async") if self.is_async else ("Tx", "plain")
                 yield f"{self.label}: a handler that is {colour} gets an {right}, not a {text}"
-        if self.batch_given is not None and not self._takes_list() and _first_hint(self.function) is not None:
+        if (
+            self.batch_given is not None
+            and not self._takes_list()
+            and _first_hint(self.function) is not None
+        ):
             yield f"{self.label}: batch= is set, but the first parameter is not a list[...]"
         if self.batch is not None and "msg" in self.wants:
             yield f"{self.label}: a batch handler takes msgs, not msg"
@@ -122,10 +129,11 @@ class HandlerRegistry:
     ) -> Callable[[F], F]:
         """Register a handler of an event for a group.
 
-        name: stable for ever, part of the dedupe record; default the group and the wire name. order: ``key`` runs the
-        events of one key one after the other. dedupe: gives a business key instead of the message's id. batch: how many
-        messages a handler of ``list[...]`` gets at once. concurrency: threads or tasks. on_exhausted: whether a key
-        goes on behind a message that has failed for good. Raises ConfigurationError.
+        name: stable for ever, part of the dedupe record; default the group and the wire name.
+        order: ``key`` runs the events of one key one after the other. dedupe: gives a business key
+        instead of the message's id. batch: how many messages a handler of ``list[...]`` gets at
+        once. concurrency: threads or tasks. on_exhausted: whether a key goes on behind a message
+        that has failed for good. Raises ConfigurationError.
         """
         spec = self._registry.of(event_type)
         if spec.kind != "event":
@@ -134,11 +142,21 @@ class HandlerRegistry:
 
         def register(function: F) -> F:
             handler = _handler(
-                function, spec, group=group, name=name, retry=retry, order=order, dedupe=dedupe, batch=batch,
-                concurrency=concurrency, on_exhausted=on_exhausted,
-            )  # fmt: skip
+                function,
+                spec,
+                group=group,
+                name=name,
+                retry=retry,
+                order=order,
+                dedupe=dedupe,
+                batch=batch,
+                concurrency=concurrency,
+                on_exhausted=on_exhausted,
+            )
             if (spec.name, spec.version) in self._groups.get(group, {}):
-                raise ConfigurationError(f"group {group} has two handlers of {spec.name}", code="TWO_HANDLERS")
+                raise ConfigurationError(
+                    f"group {group} has two handlers of {spec.name}", code="TWO_HANDLERS"
+                )
             self._add(handler)
             return function
 
@@ -156,18 +174,30 @@ class HandlerRegistry:
         concurrency: int | None = None,
         on_exhausted: Exhausted = "skip",
     ) -> Callable[[F], F]:
-        """Register the handler of a command; its group is the command's queue. Parameters and errors as ``on``."""
+        """Register the handler of a command; its group is the command's queue. Parameters and
+        errors as ``on``.
+        """
         spec = self._registry.of(command_type)
         if spec.kind != "command":
             raise ConfigurationError(f"{spec.name} is an event: use on(..., group=...)")
 
         def register(function: F) -> F:
             handler = _handler(
-                function, spec, group=spec.topic, name=name, retry=retry, order=order, dedupe=dedupe, batch=batch,
-                concurrency=concurrency, on_exhausted=on_exhausted,
-            )  # fmt: skip
+                function,
+                spec,
+                group=spec.topic,
+                name=name,
+                retry=retry,
+                order=order,
+                dedupe=dedupe,
+                batch=batch,
+                concurrency=concurrency,
+                on_exhausted=on_exhausted,
+            )
             if (spec.name, spec.version) in self._groups.get(spec.topic, {}):
-                self._doubles.append(handler)  # told at the start, with everything else that is wrong
+                self._doubles.append(
+                    handler
+                )  # told at the start, with everything else that is wrong
             else:
                 self._add(handler)
             return function
@@ -199,23 +229,42 @@ class HandlerRegistry:
         """Whether a group handles any version of a wire name."""
         return any(known == name for known, _ in self._groups.get(group, {}))
 
-    def subscription(self, group: str, *, prefetch: int, from_start: bool = True) -> SubscriptionSpec:
+    def subscription(
+        self, group: str, *, prefetch: int, from_start: bool = True
+    ) -> SubscriptionSpec:
         """What a group reads."""
-        topics = sorted({TopicSpec(h.type.topic, h.type.kind) for h in self.of_group(group)}, key=lambda t: t.name)
+        topics = sorted(
+            {TopicSpec(h.type.topic, h.type.kind) for h in self.of_group(group)},
+            key=lambda t: t.name,
+        )
         ordered = self.order_of(group) == "key"
         return SubscriptionSpec(group, tuple(topics), ordered, prefetch, from_start)
 
     def check(self) -> list[Finding]:
         """Everything that is wrong with the handlers, for the App's ``check``."""
         found = [
-            Finding("TWO_HANDLERS", Severity.RED, f"{h.type.name} has two handlers", "A command has exactly one.")
+            Finding(
+                "TWO_HANDLERS",
+                Severity.RED,
+                f"{h.type.name} has two handlers",
+                "A command has exactly one.",
+            )
             for h in self._doubles
         ]
         handlers = [h for group in self.groups for h in self.of_group(group)]
-        for problem in (problem for h in handlers for problem in h.problems()):
-            found.append(Finding("HANDLER_SIGNATURE", Severity.RED, problem, "Change the annotation or the option."))
+        found += [
+            Finding(
+                "HANDLER_SIGNATURE", Severity.RED, problem, "Change the annotation or the option."
+            )
+            for handler in handlers
+            for problem in handler.problems()
+        ]
         for spec in self._registry.names():
-            if spec.kind == "command" and spec.handled_by is None and not self.handles(spec.topic, spec.name):
+            if (
+                spec.kind == "command"
+                and spec.handled_by is None
+                and not self.handles(spec.topic, spec.name)
+            ):
                 text = f"{spec.name} has no handler"
                 fix = f"Register one, or declare handled_by= on {spec.cls.__qualname__}."
                 found.append(Finding("NO_HANDLER", Severity.RED, text, fix))
@@ -224,10 +273,14 @@ class HandlerRegistry:
     def _add(self, handler: Handler) -> None:
         members = self._groups.setdefault(handler.group, {})
         if any(h.order != handler.order for h in members.values()):
-            raise ConfigurationError(f"group {handler.group}: all handlers need the same order=", code="MIXED_ORDER")
+            raise ConfigurationError(
+                f"group {handler.group}: all handlers need the same order=", code="MIXED_ORDER"
+            )
         for other in members.values():
             if other.name == handler.name and other.type.name != handler.type.name:
-                raise ConfigurationError(f"group {handler.group} has two handlers named {handler.name}")
+                raise ConfigurationError(
+                    f"group {handler.group} has two handlers named {handler.name}"
+                )
         members[handler.type.name, handler.type.version] = handler
 
 
@@ -268,7 +321,9 @@ def _check_parameters(function: Any) -> None:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     first = next(iter(parameters), None)
     if first is None or first.kind not in positional or first.name in _RESERVED:
-        raise ConfigurationError(f"{_shown(function)}: the first parameter is the message", code="HANDLER_SIGNATURE")
+        raise ConfigurationError(
+            f"{_shown(function)}: the first parameter is the message", code="HANDLER_SIGNATURE"
+        )
     for parameter in list(parameters)[1:]:
         if parameter.name not in _RESERVED or parameter.kind in (
             inspect.Parameter.VAR_POSITIONAL,
@@ -276,7 +331,8 @@ def _check_parameters(function: Any) -> None:
             inspect.Parameter.POSITIONAL_ONLY,
         ):
             raise ConfigurationError(
-                f"{_shown(function)}: parameter {parameter.name!r}; after the message only tx, msg and msgs are given",
+                f"{_shown(function)}: parameter {parameter.name!r}; after the message only "
+                "tx, msg and msgs are given",
                 code="HANDLER_SIGNATURE",
             )
 
@@ -305,7 +361,9 @@ def _hints(function: Any) -> dict[str, Any]:
 
 def _choice(value: object, choices: tuple[str, ...], what: str) -> None:
     if value not in choices:
-        raise ConfigurationError(f"{what} must be one of {', '.join(choices)}, not {ascii(value)[:60]}")
+        raise ConfigurationError(
+            f"{what} must be one of {', '.join(choices)}, not {ascii(value)[:60]}"
+        )
 
 
 def _whole(value: object, most: int, what: str) -> None:

@@ -1,8 +1,9 @@
 """What makes two deliveries the same message to a handler.
 
-Owns the text in ``dedupe_key``.  Without a business key it is the message's id and its source with U+001F in between,
-which neither may contain: so two pairs never give one text, no business key looks like one, and all rows of an id
-are a range of the unique index.  A message that an operator edited keeps the identity of the one that it replaces.
+Owns the text in ``dedupe_key``.  Without a business key it is the message's id and its source with
+U+001F in between, which neither may contain: so two pairs never give one text, no business key
+looks like one, and all rows of an id are a range of the unique index.  A message that an operator
+edited keeps the identity of the one that it replaces.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from duly.errors import PermanentError
-from duly.message import HEADER_REPLACES, Message, is_plain_text
+from duly.message import HEADER_REPLACES, HEADER_SOURCE, Message, is_plain_text
 
 __all__ = ["Identity", "business_key", "busy_key", "message_key"]
 
@@ -30,20 +31,26 @@ class Identity(NamedTuple):
 
 def message_key(message: Message) -> str:
     """The identity of a message by its id and source."""
-    return f"{message.headers.get(HEADER_REPLACES) or message.id}{SEPARATOR}{message.source}"
+    headers = message.headers
+    return (
+        f"{headers.get(HEADER_REPLACES) or message.id}{SEPARATOR}{headers.get(HEADER_SOURCE, '')}"
+    )
 
 
 def business_key(dedupe: Callable[[Any], Any], value: Any) -> str:
     """The identity of a message by what it asks for.
 
-    Raises PermanentError (DEDUPE_KEY_INVALID) unless ``dedupe`` gives text of 1 to 512 bytes, a whole number or a UUID.
+    Raises PermanentError (DEDUPE_KEY_INVALID) unless ``dedupe`` gives text of 1 to 512 bytes, a
+    whole number or a UUID.
     """
     key = dedupe(value)
     if isinstance(key, bool) or not isinstance(key, str | int | UUID):
         raise PermanentError(f"dedupe gave a {type(key).__qualname__}", code="DEDUPE_KEY_INVALID")
     text = str(key)
     if not is_plain_text(text, bytes_max=KEY_BYTES_MAX):
-        raise PermanentError("dedupe gave empty, long or unprintable text", code="DEDUPE_KEY_INVALID")
+        raise PermanentError(
+            "dedupe gave empty, long or unprintable text", code="DEDUPE_KEY_INVALID"
+        )
     return text
 
 

@@ -10,8 +10,8 @@ Owns these decisions and nothing that waits.
     a business key that cannot be computed              -> failed
     everything else                                     -> an entry
 
-A message without an id gets one from its place.  An id that comes again with another body is the same message: the
-first one wins, as it does everywhere else; no digest is kept.
+A message without an id gets one from its place.  An id that comes again with another body is the
+same message: the first one wins, as it does everywhere else; no digest is kept.
 """
 
 from __future__ import annotations
@@ -28,10 +28,19 @@ from duly.inbox.failures import Unhandled
 from duly.inbox.handlers import Handler
 from duly.inbox.identity import Identity, business_key, message_key
 from duly.kernel.backoff import Retry
-from duly.message import HEADER_UNDECODABLE, Message
+from duly.message import HEADER_UNDECODABLE, HEADER_VERSION, Message
 from duly.ports import Delivery
 
-__all__ = ["NO_HANDLER", "Entry", "Intake", "Rejected", "handler_of", "problem_of", "seconds_since", "sort"]
+__all__ = [
+    "NO_HANDLER",
+    "Entry",
+    "Intake",
+    "Rejected",
+    "handler_of",
+    "problem_of",
+    "seconds_since",
+    "sort",
+]
 
 NO_HANDLER = "none"  # the handler in the row of a message that has none
 _NO_RETRY = Retry(attempts=1)
@@ -49,7 +58,9 @@ class Entry(NamedTuple):
     def as_unhandled(self, ending: Ending) -> Unhandled:
         """It, with an end."""
         handler = self.handler
-        return Unhandled(self.identity, self.delivery.message, ending, handler.retry, handler.order == "key")
+        return Unhandled(
+            self.identity, self.delivery.message, ending, handler.retry, handler.order == "key"
+        )
 
 
 class Rejected(NamedTuple):
@@ -72,31 +83,47 @@ def sort(context: ConsumeContext, group: str, batch: Sequence[Delivery]) -> Inta
     """Decide for every delivery."""
     intake = Intake([], [], [], Counter())
     oldest = datetime.now(UTC).timestamp() - context.dedupe_window_seconds
+    known: dict[tuple[Any, ...], tuple[Handler | None, str | None]] = {}
     for given in batch:
         delivery = given if given.message.id else _with_id(given)
         intake.order.append(delivery)
         message = delivery.message
-        handler = handler_of(context, group, message)
-        problem = problem_of(context, group, message, handler=handler)
-        if problem is None and handler is None:
-            intake.skipped[message.type] += 1
-        elif problem is not None:
-            intake.stored.append(_rejected(delivery, group, handler=handler, problem=problem))
-        elif handler is not None and _sent(message) < oldest:
+        headers = message.headers
+        look = (
+            message.type,
+            message.kind,
+            headers.get(HEADER_VERSION),
+            HEADER_UNDECODABLE in headers,
+        )
+        if look not in known:  # one decision per kind of message, not per message
+            handler = handler_of(context, group, message)
+            known[look] = (handler, problem_of(context, group, message, handler=handler))
+        handler, problem = known[look]
+        if problem is None and handler is not None and _sent(message) < oldest:
             problem = "DEDUPE_WINDOW_PASSED: first sent too long ago"
+        if problem is not None:
             intake.stored.append(_rejected(delivery, group, handler=handler, problem=problem))
-        elif handler is not None:
+        elif handler is None:
+            intake.skipped[message.type] += 1
+        elif handler.dedupe is None:
+            identity = Identity(group, handler.name, message_key(message))
+            intake.entries.append(Entry(delivery, handler, identity))
+        else:
             _enter(context, intake, delivery=delivery, handler=handler)
     return intake
 
 
 def handler_of(context: ConsumeContext, group: str, message: Message) -> Handler | None:
-    """The handler of a message in a group: of its version, else of the newest older one that is known."""
+    """The handler of a message in a group: of its version, else of the newest older one that is
+    known.
+    """
     known = context.registry.find(message.type, message.version)
     return None if known is None else context.handlers.find(group, known.name, known.version)
 
 
-def problem_of(context: ConsumeContext, group: str, message: Message, *, handler: Handler | None) -> str | None:
+def problem_of(
+    context: ConsumeContext, group: str, message: Message, *, handler: Handler | None
+) -> str | None:
     """Why a message waits for a person, None when it need not."""
     if HEADER_UNDECODABLE in message.headers:
         return "UNDECODABLE: the envelope is broken"
@@ -113,14 +140,18 @@ def _rejected(delivery: Delivery, group: str, *, handler: Handler | None, proble
     name = handler.name if handler is not None else NO_HANDLER
     identity = Identity(group, name, message_key(delivery.message))
     ordered = handler is not None and handler.order == "key"
-    return Rejected(delivery, Unhandled(identity, delivery.message, Ending(End.HELD, problem), _NO_RETRY, ordered))
+    return Rejected(
+        delivery,
+        Unhandled(identity, delivery.message, Ending(End.HELD, problem), _NO_RETRY, ordered),
+    )
 
 
-def _enter(context: ConsumeContext, intake: Intake, *, delivery: Delivery, handler: Handler) -> None:
+def _enter(
+    context: ConsumeContext, intake: Intake, *, delivery: Delivery, handler: Handler
+) -> None:
+    """A handler with a business key."""
     message = delivery.message
-    if handler.dedupe is None:
-        intake.entries.append(Entry(delivery, handler, Identity(handler.group, handler.name, message_key(message))))
-        return
+    assert handler.dedupe is not None
     try:
         value = context.registry.decode(handler.type, message.payload)
         key = business_key(handler.dedupe, value)
@@ -137,7 +168,9 @@ def _enter(context: ConsumeContext, intake: Intake, *, delivery: Delivery, handl
 def _with_id(delivery: Delivery) -> Delivery:
     message = delivery.message
     fields = {name: getattr(message, name) for name in message.__struct_fields__}
-    return delivery._replace(message=Message(**{**fields, "id": f"{delivery.source}/{delivery.position}"}))
+    return delivery._replace(
+        message=Message(**{**fields, "id": f"{delivery.source}/{delivery.position}"})
+    )
 
 
 def _sent(message: Message) -> float:

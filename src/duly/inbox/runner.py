@@ -1,10 +1,12 @@
 """Running one job: decode, transaction, handler, commit - and what to do when that did not work.
 
-Owns the attempts that are nobody's fault: a deadlock or a lost connection is tried again at once, a bounded number of
-times, and uses up no attempt.  A batch that failed is tried without its named culprits, then one by one, once.  What an
-ending leads to - acknowledging, storing - belongs to the callers.
+Owns the attempts that are nobody's fault: a deadlock or a lost connection is tried again at once, a
+bounded number of times, and uses up no attempt.  A batch that failed is tried without its named
+culprits, then one by one, once.  What an ending leads to - acknowledging, storing - belongs to the
+callers.
 
-``run`` and ``run_async`` differ in how the handler is called and how the desk is reached, and in nothing else.
+``run`` and ``run_async`` differ in how the handler is called and how the desk is reached, and in
+nothing else.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ _DONE = Ending(End.DONE)
 
 
 class _Attempt:
-    """One attempt at a job: its transaction, the values that could be decoded, the endings that are known."""
+    """One attempt at a job: its transaction, the values that could be decoded, the endings that are
+    known.
+    """
 
     def __init__(self, context: ConsumeContext, desk: Desk, job: Job) -> None:
         self.context, self.job = context, job
@@ -36,14 +40,18 @@ class _Attempt:
         self.values = self._decode()
         self.readable = [place for place in range(len(job.messages)) if place in self.values]
         self.claimed = job if len(self.readable) == len(job.messages) else job.part(self.readable)
-        self.transaction = HandlerTransaction(context, desk, self.claimed) if self.readable else None
+        self.transaction = (
+            HandlerTransaction(context, desk, self.claimed) if self.readable else None
+        )
 
     def _decode(self) -> dict[int, Any]:
         found = dict(self.job.values)
         for place, message in enumerate(self.job.messages):
             if place not in found:
                 try:
-                    found[place] = self.context.registry.decode(self.job.handler.type, message.payload)
+                    found[place] = self.context.registry.decode(
+                        self.job.handler.type, message.payload
+                    )
                 except PermanentError as error:
                     self.endings[place] = Ending(End.FAILED, error_text(error))
         return found
@@ -64,10 +72,14 @@ class _Attempt:
         """Call the handler with what it asks for."""
         handler = self.job.handler
         if handler.batch is None:
-            return handler.function(self.values[0], **handler.arguments(tx=tx, messages=self.job.messages))
+            return handler.function(
+                self.values[0], **handler.arguments(tx=tx, messages=self.job.messages)
+            )
         places = self.fresh()
         messages = [self.job.messages[place] for place in places]
-        return handler.function([self.values[p] for p in places], **handler.arguments(tx=tx, messages=messages))
+        return handler.function(
+            [self.values[p] for p in places], **handler.arguments(tx=tx, messages=messages)
+        )
 
     def done(self) -> None:
         """What has no ending yet is committed."""
@@ -75,7 +87,9 @@ class _Attempt:
             self.endings.setdefault(place, _DONE)
 
     def failed(self, error: BaseException, ending: Ending) -> None:
-        """The transaction was rolled back: everything that was fresh has this ending, culprits of a batch their own."""
+        """The transaction was rolled back: everything that was fresh has this ending, culprits of a
+        batch their own.
+        """
         places = [place for place in self.readable if place not in self.endings]
         if ending.end is End.RETRY or isinstance(error, BatchError):
             culprits = self._culprits(error, places)
@@ -104,13 +118,18 @@ class _Attempt:
         return [self.endings[place] for place in range(len(self.job.messages))]
 
 
-# --- plain handlers ---------------------------------------------------------------------------------------------------
+# --- plain handlers -------------------------------------------------------------------------------
 def run(context: ConsumeContext, desk: Desk, job: Job) -> list[Ending]:
-    """Handle the messages of a job in a worker thread; one ending per message, in order. Never raises an Exception."""
+    """Handle the messages of a job in a worker thread; one ending per message, in order. Never
+    raises an Exception.
+    """
     endings = _insist(lambda part: _attempt(context, desk, part), job)
     if len(job.messages) > 1:
         for place, ending in enumerate(endings):
-            if ending.end in (End.RETRY, End.FAILED) and ending.error.partition(":")[0] != BatchError.code:
+            if (
+                ending.end in (End.RETRY, End.FAILED)
+                and ending.error.partition(":")[0] != BatchError.code
+            ):
                 endings[place] = run(context, desk, job.part([place]))[0]
     return endings
 
@@ -158,13 +177,18 @@ def _judge(attempt: _Attempt, transaction: HandlerTransaction, error: BaseExcept
     attempt.failed(error, ending)
 
 
-# --- async handlers ---------------------------------------------------------------------------------------------------
+# --- async handlers -------------------------------------------------------------------------------
 async def run_async(context: ConsumeContext, desk: AsyncDesk, job: Job) -> list[Ending]:
-    """The same on the event loop. Raises CancelledError only when this task was cancelled: nothing was done then."""
+    """The same on the event loop. Raises CancelledError only when this task was cancelled: nothing
+    was done then.
+    """
     endings = await _insist_async(context, desk, job)
     if len(job.messages) > 1:
         for place, ending in enumerate(endings):
-            if ending.end in (End.RETRY, End.FAILED) and ending.error.partition(":")[0] != BatchError.code:
+            if (
+                ending.end in (End.RETRY, End.FAILED)
+                and ending.error.partition(":")[0] != BatchError.code
+            ):
                 endings[place] = (await run_async(context, desk, job.part([place])))[0]
     return endings
 
@@ -198,9 +222,11 @@ async def _attempt_async(context: ConsumeContext, desk: AsyncDesk, job: Job) -> 
         await attempt.call(AsyncTx(transaction, desk))
         await desk.call(transaction.finish)
         attempt.done()
-    except BaseException as error:  # noqa: BLE001  # also SystemExit: the message has failed, the worker lives
+    except BaseException as error:  # also SystemExit: the message has failed, the worker lives
         task = asyncio.current_task()
-        cancelled = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+        cancelled = (
+            isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+        )
         await _judge_async(attempt, error, desk)
         if cancelled and any(ending.end is not End.DONE for ending in attempt.result()):
             raise
@@ -222,4 +248,3 @@ async def _judge_async(attempt: _Attempt, error: BaseException, desk: AsyncDesk)
 def _pause(round_: int) -> float:
     """Seconds: short and uneven, so that two that collided do not collide again."""
     return float(min(0.5, 0.005 * 2**round_) * (0.5 + random.random()))
-

@@ -1,7 +1,8 @@
 """The SQLAlchemy session that a handler gets; imported when the first handler asks for one.
 
-Owns a ``Session`` that joins the handler's transaction and cannot end it: commit, rollback and close raise, at once and
-again at the end, in case the handler catches it.  ``app.publish(tx.session, ...)`` works on it as on any session.
+Owns a ``Session`` that joins the handler's transaction and cannot end it: commit, rollback and
+close raise, at once and again at the end, in case the handler catches it.
+``app.publish(tx.session, ...)`` works on it as on any session.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def session(core: Any) -> HandlerSession:
 
 
 def async_session(connection: AsyncConnection, opened: Callable[[], None]) -> AsyncSession:
-    """An async session; ``opened`` runs when it begins to use the connection, before its first statement."""
+    """An async session; ``opened`` runs when it begins to use the connection, before its first
+    statement.
+    """
     made = AsyncSession(
         bind=connection, sync_session_class=HandlerSession, join_transaction_mode="rollback_only"
     )

@@ -1,16 +1,17 @@
 """The transaction of one handler, and what the handler sees of it.
 
-Theory of operation.  The transaction opens when the handler first touches ``tx.session`` or ``tx.connection``, or after
-it has returned; its first statement claims the message (``claims``), its last stores what was published, then it commits.
-Before it opens, ``tx.effect`` and ``tx.read`` may use the connection for transactions of their own.
+Theory of operation.  The transaction opens when the handler first touches ``tx.session`` or
+``tx.connection``, or after it has returned; its first statement claims the message (``claims``),
+its last stores what was published, then it commits. Before it opens, ``tx.effect`` and ``tx.read``
+may use the connection for transactions of their own.
 
     IDLE --first use--> OPEN --finish--> committed
       |                   |---abandon--> rolled back
       `-----finish--------^
 
-The invariants: the effect of a handler, the record that it was handled and its outgoing messages are one commit; when
-the message turned out to be handled already, or the transaction was ended by somebody else, no handler can make it
-commit by catching what we raise.
+The invariants: the effect of a handler, the record that it was handled and its outgoing messages
+are one commit; when the message turned out to be handled already, or the transaction was ended by
+somebody else, no handler can make it commit by catching what we raise.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from duly.errors import ConfigurationError, EffectInsideTransactionError, PermanentError, TransactionMisuseError
+from duly.errors import (
+    ConfigurationError,
+    EffectInsideTransactionError,
+    PermanentError,
+    TransactionMisuseError,
+)
 from duly.inbox import effects
 from duly.inbox.context import ConsumeContext, Job
 from duly.inbox.desk import AsyncDesk, Desk
@@ -39,7 +45,9 @@ ROUNDS_MAX = 100  # as in the joins: late-bound messages that publish late-bound
 
 
 class HandlerTransaction:
-    """One attempt at one job on one desk. Synchronous; for async handlers it runs inside ``AsyncDesk.call``."""
+    """One attempt at one job on one desk. Synchronous; for async handlers it runs inside
+    ``AsyncDesk.call``.
+    """
 
     def __init__(self, context: ConsumeContext, desk: Desk, job: Job) -> None:
         self.context, self.desk, self.job = context, desk, job
@@ -51,9 +59,11 @@ class HandlerTransaction:
         self.pending: list[PendingMessage] = []
         self._opened = self._guarded = False
         self._failure: Exception | None = None
+        self._over = False
 
     def open(self) -> None:
-        """Begin and claim. Raises Ended when there is nothing to handle, and the driver's errors."""
+        """Begin and claim. Raises Ended when nothing is to be handled, and the driver's errors."""
+        self.check_running()
         if self.ending is not None:
             raise Ended(self.ending)
         if self._failure is not None:
@@ -61,7 +71,9 @@ class HandlerTransaction:
         if self._opened:
             return
         if self.reading:
-            raise PermanentError("leave tx.read() before the transaction begins", code="READ_IS_OPEN")
+            raise PermanentError(
+                "leave tx.read() before the transaction begins", code="READ_IS_OPEN"
+            )
         self.touched = self._opened = True
         try:
             if not self.desk.in_transaction:
@@ -74,21 +86,35 @@ class HandlerTransaction:
         if ending is not None:
             self.ending = ending
             raise Ended(ending)
-        self._guarded = True  # from here on, a missing savepoint means that somebody ended our transaction
+        self._guarded = (
+            True  # from here on, a missing savepoint means that somebody ended our transaction
+        )
         failpoints.hit(failpoints.CONSUME_DEDUPED)
 
+    def check_running(self) -> None:
+        """Raise TransactionMisuseError when the handler that was given this has ended."""
+        if self._over:
+            raise TransactionMisuseError("tx was used after its handler had returned")
+
     def end(self, ending: Ending) -> None:
-        """The message cannot be done any more in this attempt, whatever the handler makes of the error."""
+        """The message cannot be done any more in this attempt, whatever the handler makes of the
+        error.
+        """
         self.ending = self.ending or ending
 
-    def publish(self, message: Any, *, kind: str, key: Any, headers: Mapping[str, str] | None) -> str:
+    def publish(
+        self, message: Any, *, kind: str, key: Any, headers: Mapping[str, str] | None
+    ) -> str:
         """Buffer a message until the commit."""
+        self.check_running()
         entry = PendingMessage(self.context.outlet, message, kind=kind, key=key, headers=headers)
         self.pending.append(entry)
         return entry.id
 
     def finish(self) -> None:
-        """Commit. Raises Ended, TransactionMisuseError, and what late messages or the database raise."""
+        """Commit. Raises Ended, TransactionMisuseError, and what late messages or the database
+        raise.
+        """
         outlet = self.context.outlet
         if self._opened:
             self._flush()
@@ -103,6 +129,8 @@ class HandlerTransaction:
         self._guarded = False
         self.desk.commit(self._commit_session)
         failpoints.hit(failpoints.CONSUME_COMMITTED)
+        self._close_session()
+        self._over = True
         if self.pending:
             outlet.committed(self.pending)
 
@@ -114,11 +142,14 @@ class HandlerTransaction:
         lost = self.desk.lost
         half = self._guarded and not lost and not self.desk.intact()
         self._close_session()
+        self._over = True
         self.desk.rollback()
         if self.ending is not None and not half:
             return self.ending
         if half or misused:
-            return Ending(End.FAILED, f"{TransactionMisuseError.code}: {self.job.handler.label}", half=half)
+            return Ending(
+                End.FAILED, f"{TransactionMisuseError.code}: {self.job.handler.label}", half=half
+            )
         mapped = self.desk.mapped(error) if isinstance(error, Exception) else error
         return ending_of(error, mapped, connection_lost=lost or self.desk.lost)
 
@@ -127,7 +158,9 @@ class HandlerTransaction:
             self.session.flush()
 
     def _resolve(self) -> None:
-        """Flush and resolve until both are done; a late value may use the session and publish again."""
+        """Flush and resolve until both are done; a late value may use the session and publish
+        again.
+        """
         for _ in range(ROUNDS_MAX):
             self._flush()
             late = [entry for entry in self.pending if not entry.frozen]
@@ -135,7 +168,9 @@ class HandlerTransaction:
                 return
             for entry in late:
                 entry.resolve()
-        raise ConfigurationError("late-bound messages publish new late-bound messages", code="PUBLISH_NEVER_ENDS")
+        raise ConfigurationError(
+            "late-bound messages publish new late-bound messages", code="PUBLISH_NEVER_ENDS"
+        )
 
     def _commit_session(self) -> None:
         if self.session is not None:
@@ -147,14 +182,20 @@ class HandlerTransaction:
             self.session.ending = True
             with suppress(Exception):  # the rollback that follows is what counts
                 self.session.close()
+            self.session.bind = None  # whoever kept it cannot reach the next message's transaction
 
     def before_effect(self, step: str) -> None:
-        """Raise EffectInsideTransactionError where an outside call would happen inside a transaction."""
+        """Raise EffectInsideTransactionError where an outside call would happen inside a
+        transaction.
+        """
+        self.check_running()
         if self.touched or self.reading:
             self.end(Ending(End.FAILED, f"{EffectInsideTransactionError.code}: {step}"))
             raise EffectInsideTransactionError(step)
 
-    def effect(self, step: str, function: Callable[..., Any], args: tuple[Any, ...], **options: Any) -> effects.Effect:
+    def effect(
+        self, step: str, function: Callable[..., Any], args: tuple[Any, ...], **options: Any
+    ) -> effects.Effect:
         """The description of an outside call."""
         self.before_effect(step)
         return effects.Effect(
@@ -180,15 +221,19 @@ class _Face:
         """The envelope of the message; of the first one for a batch handler."""
         return self._inner.job.messages[0]
 
-    def publish(self, event: Any, *, key: Any = UNKEYED, headers: Mapping[str, str] | None = None) -> str:
+    def publish(
+        self, event: Any, *, key: Any = UNKEYED, headers: Mapping[str, str] | None = None
+    ) -> str:
         """Publish an event with this handler's transaction and return its id.
 
-        event, key: values, or callables that are called before the commit. Guarantee: stored with the handler's work,
-        or not at all. Raises what ``app.publish`` raises.
+        event, key: values, or callables that are called before the commit. Guarantee: stored with
+        the handler's work, or not at all. Raises what ``app.publish`` raises.
         """
         return self._inner.publish(event, kind="event", key=key, headers=headers)
 
-    def send(self, command: Any, *, key: Any = UNKEYED, headers: Mapping[str, str] | None = None) -> str:
+    def send(
+        self, command: Any, *, key: Any = UNKEYED, headers: Mapping[str, str] | None = None
+    ) -> str:
         """Send a command with this handler's transaction and return its id. As ``publish``."""
         return self._inner.publish(command, kind="command", key=key, headers=headers)
 
@@ -198,7 +243,9 @@ class Tx(_Face):
 
     @property
     def session(self) -> Session:
-        """A SQLAlchemy session in the transaction, which opens now. Its commit, rollback and close are refused."""
+        """A SQLAlchemy session in the transaction, which opens now. Its commit, rollback and close
+        are refused.
+        """
         inner = self._inner
         inner.open()
         if inner.session is None:
@@ -209,13 +256,16 @@ class Tx(_Face):
 
     @property
     def connection(self) -> Any:
-        """The driver's own connection (sqlite3, psycopg) in the transaction, which opens now: for plain SQL."""
+        """The driver's own connection (sqlite3, psycopg) in the transaction, which opens now: for
+        plain SQL.
+        """
         self._inner.open()
         return self._inner.desk.driver
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session for reading that ends with the block, so that ``effect`` may follow; what it writes is undone.
+        """A session for reading that ends with the block, so that ``effect`` may follow; what it
+        writes is undone.
 
         Once the transaction is open, it is the transaction's own session.
         """
@@ -249,19 +299,29 @@ class Tx(_Face):
         not_done: tuple[type[Exception], ...] = (),
         **kwargs: Any,
     ) -> R:
-        """Call the outside world once for this message, and give the recorded result when the handler runs again.
+        """Call the outside world once for this message, and give the recorded result when the
+        handler runs again.
 
-        step: names the call within the handler. key_as: the parameter of ``function`` that takes a stable key by which
-        the provider recognises a repetition. reconcile: asked with that key whether an interrupted call was done; gives
-        the result or ``NotFound``. repeatable: calling twice does no harm. result: the type of the result, else the
-        annotation of ``function``. not_done: exceptions that mean that nothing was done.
+        step: names the call within the handler. key_as: the parameter of ``function`` that takes a
+        stable key by which the provider recognises a repetition. reconcile: asked with that key
+        whether an interrupted call was done; gives the result or ``NotFound``. repeatable: calling
+        twice does no harm. result: the type of the result, else the annotation of ``function``.
+        not_done: exceptions that mean that nothing was done.
 
-        Guarantee: a call that was recorded is not made again. On failure: the exception of ``function``; an interrupted
-        call without key, reconcile or repeatable is held for a person. Idempotence: by (message, step).
-        Raises EffectInsideTransactionError, EffectArgumentsChangedError, OutcomeUnknownError, NotSerializableError.
+        Guarantee: a call that was recorded is not made again. On failure: the exception of
+        ``function``; an interrupted call without key, reconcile or repeatable is held for a person.
+        Idempotence: by (message, step). Raises EffectInsideTransactionError,
+        EffectArgumentsChangedError, OutcomeUnknownError, NotSerializableError.
         """
-        options = {"key_as": key_as, "reconcile": reconcile, "repeatable": repeatable, "result": result}
-        effect = self._inner.effect(step, function, args, not_done=not_done, kwargs=kwargs, **options)
+        options = {
+            "key_as": key_as,
+            "reconcile": reconcile,
+            "repeatable": repeatable,
+            "result": result,
+        }
+        effect = self._inner.effect(
+            step, function, args, not_done=not_done, kwargs=kwargs, **options
+        )
         return effects.run(effect, self._inner.desk)  # type: ignore[no-any-return]
 
 
@@ -275,11 +335,16 @@ class AsyncTx(_Face):
 
     @property
     def session(self) -> AsyncSession:
-        """An AsyncSession in the transaction, which opens with its first statement. See ``Tx.session``."""
+        """An AsyncSession in the transaction, which opens with its first statement. See
+        ``Tx.session``.
+        """
         inner = self._inner
+        inner.check_running()
         if self._session is None:
             if inner.reading:
-                raise PermanentError("leave tx.read() before the transaction begins", code="READ_IS_OPEN")
+                raise PermanentError(
+                    "leave tx.read() before the transaction begins", code="READ_IS_OPEN"
+                )
             from duly.inbox.sessions import async_session
 
             self._session = async_session(self._desk.connection, inner.open)
@@ -288,7 +353,9 @@ class AsyncTx(_Face):
         return self._session
 
     async def connection(self) -> Any:
-        """The driver's own connection (aiosqlite, psycopg) in the transaction, which opens now: for plain SQL."""
+        """The driver's own connection (aiosqlite, psycopg) in the transaction, which opens now: for
+        plain SQL.
+        """
         await self._desk.call(self._inner.open)
         return self._inner.desk.driver
 
@@ -325,6 +392,13 @@ class AsyncTx(_Face):
         **kwargs: Any,
     ) -> R:
         """As ``Tx.effect``; a plain function is called in a thread."""
-        options = {"key_as": key_as, "reconcile": reconcile, "repeatable": repeatable, "result": result}
-        effect = self._inner.effect(step, function, args, not_done=not_done, kwargs=kwargs, **options)
+        options = {
+            "key_as": key_as,
+            "reconcile": reconcile,
+            "repeatable": repeatable,
+            "result": result,
+        }
+        effect = self._inner.effect(
+            step, function, args, not_done=not_done, kwargs=kwargs, **options
+        )
         return await effects.run_async(effect, self._desk)  # type: ignore[no-any-return]

@@ -1,9 +1,10 @@
 """Handling rows of the inbox: ordered messages, and whatever has to be tried again.
 
-Owns what the lane reader does not know: how a row becomes a job, and what its end means for the row.  Order, due times,
-holds and the storing of failures are the reader's (``runtime.lanes``).  The invariants: a row is settled only in its
-handler's transaction, by an update that carries the lane's token - no row means that somebody else owns it; the attempt
-of a row that may have ended a process is committed before its handler starts.
+Owns what the lane reader does not know: how a row becomes a job, and what its end means for the
+row.  Order, due times, holds and the storing of failures are the reader's (``runtime.lanes``).  The
+invariants: a row is settled only in its handler's transaction, by an update that carries the lane's
+token - no row means that somebody else owns it; the attempt of a row that may have ended a process
+is committed before its handler starts.
 """
 
 from __future__ import annotations
@@ -51,11 +52,15 @@ _VERDICTS = {
 
 
 class InboxWork:
-    """The work behind one group's lanes. connection: for what happens around the handler's transaction."""
+    """The work behind one group's lanes. connection: for what happens around the handler's
+    transaction.
+    """
 
     box = "inbox"
 
-    def __init__(self, context: ConsumeContext, group: str, *, connection: ConnectionThread) -> None:
+    def __init__(
+        self, context: ConsumeContext, group: str, *, connection: ConnectionThread
+    ) -> None:
         self.group = group
         self.scope = f"inbox:{group}"
         self._context, self._connection = context, connection
@@ -78,13 +83,19 @@ class InboxWork:
         return found[0].retry if found else _NO_RETRY
 
     def blocks(self, row: Row) -> bool:
-        """Whether the row's handler blocks its key behind a failed message; for one without a handler: any of them."""
+        """Whether the row's handler blocks its key behind a failed message; for one without a
+        handler: any of them.
+        """
         of_group = self._context.handlers.of_group(self.group)
         found = self._context.handlers.named(self.group, row.handler) or of_group
         return any(handler.on_exhausted == "block" for handler in found)
 
-    async def deliver(self, rows: Sequence[Row], *, deadline_seconds: float, terms: LaneTerms) -> Sequence[Verdict]:
-        """Handle rows, each in its own transaction; handlers may take longer than the deadline, their fence holds."""
+    async def deliver(
+        self, rows: Sequence[Row], *, deadline_seconds: float, terms: LaneTerms
+    ) -> Sequence[Verdict]:
+        """Handle rows, each in its own transaction; handlers may take longer than the deadline,
+        their fence holds.
+        """
         began = time.monotonic()
         if self._context.after_unclean_exit():
             endings = [await self._one(row, terms, careful=True) for row in rows]
@@ -98,9 +109,11 @@ class InboxWork:
         for crew in self._crews.values():
             for task in crew.stop():
                 task.done(task.job, [Ending(End.AGAIN, "STOPPING")])
-        return all(await asyncio.gather(*(crew.join(timeout_seconds) for crew in self._crews.values())))
+        return all(
+            await asyncio.gather(*(crew.join(timeout_seconds) for crew in self._crews.values()))
+        )
 
-    # --- one row ------------------------------------------------------------------------------------------------------
+    # --- one row ----------------------------------------------------------------------------------
     async def _one(self, row: Row, terms: LaneTerms, *, careful: bool = False) -> Ending:
         term = terms(row.lane)
         if term is None:
@@ -114,7 +127,9 @@ class InboxWork:
         if handler is None or problem is not None:
             return Ending(End.HELD, problem or "UNKNOWN_TYPE: its handler is gone")
         try:
-            return await self._handle(Job(handler, [message], [_identity(self.group, row)], row=row, term=term), careful)
+            return await self._handle(
+                Job(handler, [message], [_identity(self.group, row)], row=row, term=term), careful
+            )
         except DulyError as error:
             return Ending(End.AGAIN, error_text(error))
 
@@ -138,7 +153,9 @@ class InboxWork:
         return ending
 
     async def _identify(self, job: Job, row: Row, term: LeaseTerm) -> Ending | None:
-        """A business key is computed again: an operator may have edited the message, or it waited for a busy key."""
+        """A business key is computed again: an operator may have edited the message, or it waited
+        for a busy key.
+        """
         dedupe = job.handler.dedupe
         if dedupe is None:
             return None
@@ -146,14 +163,18 @@ class InboxWork:
             job.values[0] = self._context.registry.decode(job.handler.type, row.payload)
             key = business_key(dedupe, job.values[0])
         except Exception as error:  # noqa: BLE001  # the user's function may raise anything
-            return Ending(End.FAILED if isinstance(error, PermanentError) else End.RETRY, error_text(error))
+            return Ending(
+                End.FAILED if isinstance(error, PermanentError) else End.RETRY, error_text(error)
+            )
         job.identities = [Identity(self.group, row.handler, key)]
         if key == row.dedupe_key:
             return None
         return await self._connection.run(lambda: _rekey(row, term, key=key, group=self.group))
 
     async def _set_attempts(self, row: Row, term: LeaseTerm, attempts: int) -> bool:
-        result = await self._connection.ask(row_statement("inbox.attempt", row, term, attempts=attempts))
+        result = await self._connection.ask(
+            row_statement("inbox.attempt", row, term, attempts=attempts)
+        )
         return result.count == 1
 
     async def _reopen(self, job: Job, row: Row, ending: Ending) -> None:
@@ -178,7 +199,7 @@ class InboxWork:
         crew.submit(Task(job, done, stores=False))
         return await ended
 
-    # --- facts --------------------------------------------------------------------------------------------------------
+    # --- facts ------------------------------------------------------------------------------------
     def _report(self, rows: Sequence[Row], endings: Sequence[Ending], began: float) -> None:
         emit, seconds = self._context.hooks.emit, time.monotonic() - began
         done, lag, duplicates = Counter[str](), dict[str, float](), Counter[str]()
@@ -190,10 +211,25 @@ class InboxWork:
                 duplicates[row.handler] += 1
             elif ending.end is End.RETRY:
                 code = ending.error.partition(":")[0]
-                emit(HandlerFailed(group=self.group, handler=row.handler, message_id=row.message_id, code=code,
-                                   attempts=row.attempts + 1))  # fmt: skip
+                emit(
+                    HandlerFailed(
+                        group=self.group,
+                        handler=row.handler,
+                        message_id=row.message_id,
+                        code=code,
+                        attempts=row.attempts + 1,
+                    )
+                )
         for name, count in done.items():
-            emit(Handled(group=self.group, handler=name, count=count, seconds=seconds, lag_seconds=lag[name]))
+            emit(
+                Handled(
+                    group=self.group,
+                    handler=name,
+                    count=count,
+                    seconds=seconds,
+                    lag_seconds=lag[name],
+                )
+            )
         for name, count in duplicates.items():
             emit(Duplicate(group=self.group, handler=name, count=count))
 
@@ -204,15 +240,21 @@ def _identity(group: str, row: Row) -> Identity:
 
 def _message(row: Row) -> Message:
     headers = _HEADERS.decode(row.headers)
-    return Message(row.message_id, row.message_type, row.kind, row.topic, row.key, bytes(row.payload), headers)
+    return Message(
+        row.message_id, row.message_type, row.kind, row.topic, row.key, bytes(row.payload), headers
+    )
 
 
 def _rekey(row: Row, term: LeaseTerm, *, key: str, group: str) -> Steps[Ending | None]:
     """Give a row its business key, unless another message has it: then that one decides."""
-    moved = yield Statement("inbox.rekey", {"id": row.id, "message_id": row.message_id, "dedupe_key": key})
+    moved = yield Statement(
+        "inbox.rekey", {"id": row.id, "message_id": row.message_id, "dedupe_key": key}
+    )
     if moved.count == 1:
         return None
-    found = yield Statement("inbox.look", {"group": group, "handler": row.handler, "dedupe_key": key})
+    found = yield Statement(
+        "inbox.look", {"group": group, "handler": row.handler, "dedupe_key": key}
+    )
     if not found.rows:
         return Ending(End.AGAIN, "TRANSACTION_CONFLICT: the row in the way is gone")
     ending = judged(found.rows[0][0], found.rows[0][1], row.message_id)

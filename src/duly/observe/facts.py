@@ -9,8 +9,9 @@ its id is named only where something went wrong. What is done with facts belongs
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
+
+import msgspec
 
 __all__ = [
     "AfterCommitFailed",
@@ -39,16 +40,14 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fact:
+class Fact(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened. name: ``room.what``, stable, the same in logs, metrics and docs."""
 
     name: ClassVar[str] = "fact"
 
 
 # --- outbox ---------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published(Fact):
+class Published(Fact, frozen=True, kw_only=True):
     """Messages were committed with their transaction."""
 
     name = "outbox.published"
@@ -56,8 +55,7 @@ class Published(Fact):
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Relayed(Fact):
+class Relayed(Fact, frozen=True, kw_only=True):
     """Messages were confirmed by the broker and settled. seconds: of the batch, from send to
     settled.
     """
@@ -68,8 +66,7 @@ class Relayed(Fact):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SendFailed(Fact):
+class SendFailed(Fact, frozen=True, kw_only=True):
     """A send was not confirmed. due_in_seconds: until the next attempt, None where no attempt was
     used up.
     """
@@ -82,8 +79,7 @@ class SendFailed(Fact):
     due_in_seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unrouted(Fact):
+class Unrouted(Fact, frozen=True, kw_only=True):
     """Events were confirmed but nobody is bound to their topic."""
 
     name = "outbox.unrouted"
@@ -91,8 +87,7 @@ class Unrouted(Fact):
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DroppedByPolicy(Fact):
+class DroppedByPolicy(Fact, frozen=True, kw_only=True):
     """Messages or tasks were let go, as their policy allows. code: of what stood in the way."""
 
     name = "outbox.dropped_by_policy"
@@ -101,8 +96,7 @@ class DroppedByPolicy(Fact):
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AfterCommitFailed(Fact):
+class AfterCommitFailed(Fact, frozen=True, kw_only=True):
     """A hook raised after its transaction was committed; the commit stands. hook: its qualified
     name.
     """
@@ -113,8 +107,7 @@ class AfterCommitFailed(Fact):
 
 
 # --- outbox and inbox -----------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held(Fact):
+class Held(Fact, frozen=True, kw_only=True):
     """Messages wait behind their key or for a person. group: empty in the outbox. message_id: when
     it is one.
     """
@@ -128,8 +121,7 @@ class Held(Fact):
     message_id: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed(Fact):
+class Failed(Fact, frozen=True, kw_only=True):
     """A message was given up until an operator acts. group, handler: empty in the outbox."""
 
     name = "box.failed"
@@ -142,8 +134,7 @@ class Failed(Fact):
     handler: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OperatorActed(Fact):
+class OperatorActed(Fact, frozen=True, kw_only=True):
     """An operator's verb was carried out. actor: who, as the audit has it."""
 
     name = "box.operator_acted"
@@ -153,8 +144,7 @@ class OperatorActed(Fact):
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StillStuck(Fact):
+class StillStuck(Fact, frozen=True, kw_only=True):
     """Unfinished work has not moved for too long. what: the box, lane or stream; code: why, where
     known.
     """
@@ -167,8 +157,7 @@ class StillStuck(Fact):
 
 
 # --- inbox ----------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Received(Fact):
+class Received(Fact, frozen=True, kw_only=True):
     """Messages came from the broker. source: the queue or partition."""
 
     name = "inbox.received"
@@ -177,8 +166,7 @@ class Received(Fact):
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Handled(Fact):
+class Handled(Fact, frozen=True, kw_only=True):
     """Messages were handled and committed. seconds: of the batch; lag_seconds: of its oldest, since
     publish.
     """
@@ -191,8 +179,7 @@ class Handled(Fact):
     lag_seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Duplicate(Fact):
+class Duplicate(Fact, frozen=True, kw_only=True):
     """Messages had been handled before and were let go."""
 
     name = "inbox.duplicate"
@@ -201,8 +188,7 @@ class Duplicate(Fact):
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Skipped(Fact):
+class Skipped(Fact, frozen=True, kw_only=True):
     """Messages are of a type this group does not handle."""
 
     name = "inbox.skipped"
@@ -211,8 +197,7 @@ class Skipped(Fact):
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HandlerFailed(Fact):
+class HandlerFailed(Fact, frozen=True, kw_only=True):
     """A handler raised and its transaction was rolled back. due_in_seconds: until the next attempt,
     None for none.
     """
@@ -227,8 +212,7 @@ class HandlerFailed(Fact):
 
 
 # --- effects --------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EffectCalled(Fact):
+class EffectCalled(Fact, frozen=True, kw_only=True):
     """The outside world was called and its answer recorded. seconds: of the call."""
 
     name = "effect.called"
@@ -238,8 +222,7 @@ class EffectCalled(Fact):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EffectReused(Fact):
+class EffectReused(Fact, frozen=True, kw_only=True):
     """A recorded answer was used instead of a second call."""
 
     name = "effect.reused"
@@ -248,8 +231,7 @@ class EffectReused(Fact):
     step: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EffectInDoubt(Fact):
+class EffectInDoubt(Fact, frozen=True, kw_only=True):
     """An effect was begun and nobody knows its outcome. resolution: ``asked``, ``repeated`` or
     ``held``.
     """
@@ -263,8 +245,7 @@ class EffectInDoubt(Fact):
 
 
 # --- runtime --------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseTaken(Fact):
+class LeaseTaken(Fact, frozen=True, kw_only=True):
     """This process owns these now. what: ``lane``, ``member`` ...; names: which of them."""
 
     name = "runtime.lease_taken"
@@ -272,8 +253,7 @@ class LeaseTaken(Fact):
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseLost(Fact):
+class LeaseLost(Fact, frozen=True, kw_only=True):
     """This process does not own these any more and did not give them back itself."""
 
     name = "runtime.lease_lost"
@@ -281,8 +261,7 @@ class LeaseLost(Fact):
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Connected(Fact):
+class Connected(Fact, frozen=True, kw_only=True):
     """A connection stands. peer: ``database`` or ``broker``; url: redacted."""
 
     name = "runtime.connected"
@@ -290,8 +269,7 @@ class Connected(Fact):
     url: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disconnected(Fact):
+class Disconnected(Fact, frozen=True, kw_only=True):
     """A connection was lost or could not be made. retry_in_seconds: until it is tried again."""
 
     name = "runtime.disconnected"

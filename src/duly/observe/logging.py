@@ -10,7 +10,6 @@ leak.  Configures nothing: handlers, formats and levels are the user's; the logg
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
 from typing import NamedTuple
 
 from duly.observe import facts
@@ -63,7 +62,7 @@ def log_fact(fact: Fact) -> None:
         logger = _CONSUME  # facts that both boxes state
     if not logger.isEnabledFor(level):
         return
-    values = {field.name: getattr(fact, field.name) for field in fields(fact)}
+    values = {name: getattr(fact, name) for name in fact.__struct_fields__}
     text = " ".join(f"{name}={_shown(value)}" for name, value in values.items())
     logger.log(level, "%s %s", fact.name, text, extra={"fact": fact.name, **values})
 

@@ -50,7 +50,8 @@ def inject(headers: Mapping[str, str]) -> dict[str, str]:
     carrier: dict[str, str] = {}
     if otel := _opentelemetry():
         otel.propagator.inject(carrier)
-    return {**headers, **(extract(carrier) or _handled.get({}))}
+    found = extract(carrier) if carrier else None
+    return {**headers, **(found or _handled.get({}))}
 
 
 @contextmanager

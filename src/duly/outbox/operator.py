@@ -306,11 +306,11 @@ class Operator:
         Nothing is lost: what is in flight ends, the rest waits. Every process sees it with its next
         beat, within seconds. Returns False when it was paused already.
         """
-        return self._switch("pause", box, name, by)
+        return self._switch("pause", box, name, by=by)
 
     def resume(self, box: str, name: str, *, by: By) -> bool:
         """Undo ``pause``. Returns False when it was not paused."""
-        return self._switch("resume", box, name, by)
+        return self._switch("resume", box, name, by=by)
 
     def paused(self, box: str) -> list[str]:
         """The topics or groups that are paused."""
@@ -344,7 +344,7 @@ class Operator:
                 if len(rows) < LIST_MAX:
                     return ids
 
-    def _switch(self, verb: str, box: str, name: str, by: By) -> bool:
+    def _switch(self, verb: str, box: str, name: str, *, by: By) -> bool:
         check_name(name, "topic" if _check_box(box) == OUTBOX else "group")
         change = Change(verb, box, *check_by(by))
         changed = self._run(lambda: _switch(change, f"pause/{box}/{name}"))

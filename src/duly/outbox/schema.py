@@ -51,6 +51,11 @@ class Schema:
         self._app = check_name(app, "app") if app else ""
         self._migrations = database.migrations()
 
+    @property
+    def makes_itself(self) -> bool:
+        """Whether tables appear by themselves at a start."""
+        return self._database.dialect == _MAKES_ITSELF
+
     def status(self) -> SchemaStatus:
         """Where the tables stand. Raises DatabaseUnavailableError, ConfigurationError."""
         with self._connected() as connection:
@@ -64,7 +69,7 @@ class Schema:
         Idempotence: safe to repeat and to run in many processes at once.
         """
         with self._connected() as connection:
-            if self._database.dialect == _MAKES_ITSELF:
+            if self.makes_itself:
                 self._upgrade(connection)
             self._require(_meta(connection))
             self._claim(connection)

@@ -8,7 +8,6 @@ next renewal instead.  The tests' clock is another class.
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 __all__ = ["SystemClock"]
@@ -29,4 +28,6 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         """Wait on the event loop."""
+        import asyncio  # only here: a program that just publishes needs none of it
+
         await asyncio.sleep(seconds)

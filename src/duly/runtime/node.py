@@ -64,6 +64,7 @@ class Node:
         self._reading = ConnectionThread(database, "read")
         self._writing = ConnectionThread(database, "write")
         self._watching = ConnectionThread(database, "watch")
+        self._leasing = ConnectionThread(database, "lanes")
         self._keeper = LeaseKeeper(
             database,
             [work.scope for work in works],
@@ -84,7 +85,7 @@ class Node:
     def _scope(self, work: LaneWork, timing: LaneTiming, *, keep: bool) -> _Scope:
         box = Box(work.box, work.scope, group=work.group, keep=keep and work.box == "outbox")
         ownership = LaneOwnership(
-            work.scope, keeper=self._keeper, connection=self._writing, hooks=self._hooks
+            work.scope, keeper=self._keeper, connection=self._leasing, hooks=self._hooks
         )
         sleepy = work.box == "outbox" and self._database.notifies
         reader = LaneReader(
@@ -149,7 +150,7 @@ class Node:
         if self._watched is not None:
             self._watched.wake()
         self._keeper.stop()
-        for thread in (self._reading, self._writing, self._watching):
+        for thread in (self._reading, self._writing, self._watching, self._leasing):
             thread.close()
 
     async def _watch(self) -> None:

@@ -77,13 +77,17 @@ def parse(text: str) -> list[Plan]:
     return plans
 
 
-def arm(*plans: Plan, before: Callable[[str], None] | None = None) -> None:
+def arm(
+    *plans: Plan,
+    before: Callable[[str], None] | None = None,
+    every: Callable[[str], None] | None = None,
+) -> None:
     """Arm these plans and no others, in the whole process.
 
     before: called with the failpoint's name right before a plan fires, to record it; what it raises
-    replaces the action.
+    replaces the action. every: called with the name at each hit, whether or not a plan fires.
     """
-    failpoints.arm(_Armed(plans, before).hit if plans else None)
+    failpoints.arm(_Armed(plans, before, every).hit if plans or every else None)
 
 
 def disarm() -> None:
@@ -113,14 +117,21 @@ def arm_from_environment(
 class _Armed:
     """The plans in force and how often each failpoint was hit."""
 
-    def __init__(self, plans: tuple[Plan, ...], before: Callable[[str], None] | None) -> None:
+    def __init__(
+        self,
+        plans: tuple[Plan, ...],
+        before: Callable[[str], None] | None,
+        every: Callable[[str], None] | None,
+    ) -> None:
         self._plans = {(plan.name, plan.hit): plan for plan in plans}
-        self._before = before
+        self._before, self._every = before, every
         self._hits: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def hit(self, name: str) -> None:
         """Count, and fire the plan for this hit if there is one."""
+        if self._every is not None:
+            self._every(name)
         with self._lock:
             self._hits[name] += 1
             plan = self._plans.get((name, self._hits[name]))

@@ -72,7 +72,7 @@ class FaultProxy:
         self._fault = PASS
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="fault-proxy", daemon=True)
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._pairs: set[_Pair] = set()
         self.port = 0
         self.accepted = 0
@@ -144,22 +144,45 @@ class FaultProxy:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(CONTROL_SECONDS)
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(
-            self._serve, self.host, self.port, reuse_address=True, limit=READ_BYTES
-        )
-        self.port = self._server.sockets[0].getsockname()[1]
+        # By hand: asyncio.Server.close() loses a connection that it is just accepting.
+        listener = socket.create_server((self.host, self.port), backlog=CONNECTIONS_MAX)
+        listener.setblocking(False)
+        self.port = listener.getsockname()[1]
+        self._listener = listener
+        self._loop.add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError:  # it has gone again
+            return
+        self.accepted += 1
+        if self._fault.mode == "reset" or len(self._pairs) >= CONNECTIONS_MAX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            sock.close()
+            return
+        pair = _Pair(self, sock)
+        self._pairs.add(pair)
+        pair.task = self._loop.create_task(self._serve(pair))
+
+    async def _serve(self, pair: _Pair) -> None:
+        try:
+            await pair.run(self._target)
+        finally:
+            self._pairs.discard(pair)
 
     async def _unlisten(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
 
     async def _change(self, fault: Fault) -> None:
         lossy = {pair for pair in self._pairs if pair.lossy} if fault.mode != "silent" else set()
         self._fault = fault
         if fault.mode == "refuse":
             await self._unlisten()
-        elif self._server is None:
+        elif self._listener is None:
             await self._listen()
         now_void = fault.mode in ("refuse", "reset")
         await self._reset_all(lambda pair: now_void or pair in lossy)
@@ -169,27 +192,15 @@ class FaultProxy:
     async def _reset_all(self, chosen: Callable[[_Pair], bool]) -> None:
         await asyncio.sleep(ACCEPT_SECONDS)  # those that only the kernel knows are open too
         gone = [pair for pair in self._pairs if chosen(pair)]
-        for pair in gone:
-            pair.reset()
-        for pair in gone:
-            await asyncio.wait({pair.ended}, timeout=CONTROL_SECONDS)
+        tasks = {pair.task for pair in gone if pair.task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CONTROL_SECONDS)
 
     async def _close(self) -> None:
         await self._unlisten()
         await self._reset_all(lambda _pair: True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.accepted += 1
-        if self._fault.mode == "reset" or len(self._pairs) >= CONNECTIONS_MAX:
-            _reset(writer)
-            return
-        pair = _Pair(self, (reader, writer))
-        self._pairs.add(pair)
-        try:
-            await pair.run(self._target)
-        finally:
-            self._pairs.discard(pair)
-            pair.ended.set_result(None)
 
     async def forward(self, data: bytes, pair: _Pair, *, request: bool) -> bool:
         """Treat one piece as the fault of this moment says; False ends the connection."""
@@ -228,29 +239,28 @@ class FaultProxy:
 class _Pair:
     """A client's connection and ours to the target."""
 
-    def __init__(
-        self, proxy: FaultProxy, client: tuple[asyncio.StreamReader, asyncio.StreamWriter]
-    ) -> None:
+    def __init__(self, proxy: FaultProxy, sock: socket.socket) -> None:
         self._proxy = proxy
-        self._reader, self.client = client
+        self._sock = sock
+        self.client: asyncio.StreamWriter | None = None
         self.target: asyncio.StreamWriter | None = None
+        self.task: asyncio.Task[None] | None = None
         self.lossy = False
         self.counted = 0
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._task = asyncio.current_task()
 
     async def run(self, target: tuple[str, int]) -> None:
         """Carry both directions until one of them ends."""
         try:
+            requests, self.client = await asyncio.open_connection(sock=self._sock, limit=READ_BYTES)
             opening = asyncio.open_connection(*target, limit=READ_BYTES)
-            reader, self.target = await asyncio.wait_for(opening, CONNECT_SECONDS)
+            replies, self.target = await asyncio.wait_for(opening, CONNECT_SECONDS)
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._carry(self._reader, request=True))
-                both.create_task(self._carry(reader, request=False))
+                both.create_task(self._carry(requests, request=True))
+                both.create_task(self._carry(replies, request=False))
         except* (OSError, TimeoutError, _CutError, asyncio.CancelledError):
             pass  # each is how a connection ends here
         finally:
-            _reset(self.client)
+            self._reset_client()
             if self.target is not None:
                 self.target.close()  # what went through before the cut arrives
 
@@ -261,19 +271,14 @@ class _Pair:
         if not self.lossy:
             raise _CutError  # a peer that closed: the other is told; a half-open one hears nothing
 
-    def reset(self) -> None:
-        """End both connections at once."""
-        if self._task is not None:
-            self._task.cancel()
+    def _reset_client(self) -> None:
+        """Close with RST, so that the client sees an error and what is buffered is gone."""
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+        if self.client is not None:
+            self.client.transport.abort()
+        else:
+            self._sock.close()
 
 
 class _CutError(Exception):
     """The connection is to end."""
-
-
-def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close with RST, so that the peer sees an error and what is buffered is gone."""
-    sock = writer.get_extra_info("socket")
-    if sock is not None and sock.fileno() >= 0:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-    writer.transport.abort()

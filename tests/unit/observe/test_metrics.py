@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import logging
 import sys
 
@@ -60,8 +59,7 @@ def test_durations_are_histograms(registry):
 
 
 def test_a_fact_of_somebody_else_is_not_counted(registry):
-    @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-    class Billed(facts.Fact):
+    class Billed(facts.Fact, frozen=True, kw_only=True):
         name = "shop.billed"
 
     metrics = Metrics(registry=registry)

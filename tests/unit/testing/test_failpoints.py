@@ -52,6 +52,16 @@ def test_before_sees_what_is_about_to_fire() -> None:
     assert seen == [points.RELAY_READ]
 
 
+def test_every_hit_can_be_watched() -> None:
+    seen: list[str] = []
+    arm(every=seen.append)
+    points.hit(points.RELAY_READ)
+    points.hit(points.RELAY_SENT)
+    disarm()
+    points.hit(points.RELAY_READ)
+    assert seen == [points.RELAY_READ, points.RELAY_SENT]
+
+
 def test_hits_of_all_threads_are_counted_together() -> None:
     fired: list[str] = []
     arm(Plan(points.RELAY_READ, 400, "hang", 0.001), before=fired.append)

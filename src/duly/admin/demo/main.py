@@ -214,7 +214,7 @@ def _words(report: dict[str, Any], *, embedded: bool) -> Iterator[str]:
     yield f"  all groups went on again after the kills: {shown} (the lease is 5 s)"
     yield ""
     yield "What to look at next:"
-    yield f"  the consumers, in 100 lines:   {Path(__file__).with_name('handlers.py')}"
+    yield f"  the consumers, 100 lines:      {Path(__file__).with_name('handlers.py')}"
     if embedded:
         yield f"  what was handled, by group:     cd {FOLDER} && duly inbox stats"
     else:

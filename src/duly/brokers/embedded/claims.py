@@ -29,12 +29,15 @@ class Member(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """A lease on a source. position: from which to read on."""
+    """A lease on a source. position: from which to read on. orphaned: its last holder let it run
+    out, so what comes next may have ended a process.
+    """
 
     source: int
     group: str
     token: int
     position: int
+    orphaned: bool = False
 
 
 _ALIVE = "until > :now AND until <= :now + 2 * :ttl"
@@ -118,12 +121,12 @@ def claim(
 
 def _take(db: sqlite3.Connection, values: dict[str, object]) -> list[Claimed]:
     free = db.execute(
-        "SELECT source, grp, token + 1, position FROM claim WHERE grp = :grp "
+        "SELECT source, grp, token + 1, position, holder IS NOT NULL FROM claim WHERE grp = :grp "
         f"AND source BETWEEN :first AND :first + {PARTITIONS - 1} "
         f"AND (holder IS NULL OR NOT ({_ALIVE})) LIMIT :wanted",
         values,
     ).fetchall()
-    for source, _, token, _ in free:
+    for source, _, token, *_ in free:
         db.execute(
             "UPDATE claim SET holder = :holder, token = :token, until = :now + :ttl "
             "WHERE source = :source AND grp = :grp",

@@ -256,7 +256,7 @@ class Log:
         """Every topic with its depth, and what each group has yet to read."""
         with self.reading() as db:
             rows = db.execute("SELECT id, kind, name FROM topic ORDER BY name, kind").fetchall()
-            return [_status(db, *row) for row in rows]
+            return [_status(db, number, TopicSpec(name, kind)) for number, kind, name in rows]
 
     def peek(self, topic: str, *, after: str | None, limit: int) -> list[Peeked]:
         """Stored messages of a topic in commit order, after a cursor; without one, the newest
@@ -353,7 +353,7 @@ def _declare_group(db: sqlite3.Connection, topic: int, group: str, *, from_start
     )
 
 
-def _status(db: sqlite3.Connection, number: int, kind: str, name: str) -> TopicStatus:
+def _status(db: sqlite3.Connection, number: int, topic: TopicSpec) -> TopicStatus:
     span = (number * PARTITIONS, number * PARTITIONS + PARTITIONS - 1)
     depth = db.execute(
         "SELECT coalesce(sum(count), 0) FROM chunk WHERE source BETWEEN ? AND ?", span
@@ -364,7 +364,7 @@ def _status(db: sqlite3.Connection, number: int, kind: str, name: str) -> TopicS
         "GROUP BY c.grp ORDER BY c.grp",
         span,
     ).fetchall()
-    return TopicStatus(name, kind, depth, tuple(GroupStatus(*row) for row in groups))
+    return TopicStatus(topic.name, topic.kind, depth, tuple(GroupStatus(*row) for row in groups))
 
 
 def _peeked(row: tuple[int, int, int, float, bytes], topic: str) -> list[Peeked]:

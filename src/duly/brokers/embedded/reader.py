@@ -23,6 +23,9 @@ __all__ = ["Held", "Reader", "Token"]
 
 Token = tuple["Held", int]
 RELEASE_PAUSE_SECONDS = 1.0
+# How many messages after a crash are marked as redelivered. A message that ends its process is the
+# first one without an ack sooner or later, however many were under way beside it.
+DOUBTFUL = 100
 
 
 class Held:
@@ -33,6 +36,7 @@ class Held:
     __slots__ = (
         "claimed",
         "cursor",
+        "doubtful_to",
         "end",
         "giving_up",
         "mark",
@@ -48,6 +52,7 @@ class Held:
         self.name = name
         self.until = until
         self.cursor = self.end = self.stored = claimed.position
+        self.doubtful_to = claimed.position + DOUBTFUL * claimed.orphaned
         self.mark = Watermark(claimed.position)
         self.ready: deque[tuple[int, Message]] = deque()
         self.released: set[int] = set()
@@ -67,7 +72,8 @@ class Held:
         for _ in range(min(count, len(self.ready))):
             offset, message = pop()
             enter(offset)
-            deliveries.append(Delivery(message, (self, offset), name, str(offset)))
+            again = offset <= self.doubtful_to
+            deliveries.append(Delivery(message, (self, offset), name, str(offset), again))
         return deliveries
 
     @property

@@ -1,8 +1,8 @@
 """The asyncio face of RabbitMQ: calls become work of the I/O thread, one hand-over per batch.
 
-Two connections: one publishes, one receives, because a server short of memory stops reading from
-publishers, and acks must not wait behind that.  Invariant: every await has a timeout of its own,
-also when the server, the network or the I/O thread does not answer.
+Two connections: one publishes, one receives and declares, because a server short of memory stops
+reading from whoever publishes, and acks must not wait behind that. Invariant: every await has a
+timeout of its own, also when the server, the network or the I/O thread does not answer.
 """
 
 from __future__ import annotations
@@ -84,7 +84,6 @@ class RabbitMQBroker:
         self._publishing.users.append(self)
         self._topics: dict[TopicSpec, None] = {}
         self._specs: dict[SubscriptionSpec, None] = {}
-        self._waiters: list[Callable[[DulyError | None], None]] = []
         self._subscriptions: list[RabbitMQSubscription] = []
 
     # --- port ---------------------------------------------------------------------------------
@@ -92,6 +91,7 @@ class RabbitMQBroker:
         """Connect in the background; does not wait for the server."""
         self._io.start()
         self._io.post(self._publishing.open)
+        self._io.post(self._consuming.open)
 
     async def declare(
         self, topics: Sequence[TopicSpec], subscriptions: Sequence[SubscriptionSpec]
@@ -103,7 +103,9 @@ class RabbitMQBroker:
         """
         topics, subscriptions = list(topics), list(subscriptions)
         await self._on_channel(
-            lambda channel: declare_steps(channel, self._settings, topics, subscriptions)
+            lambda channel: declare_steps(
+                channel, self._settings, topics=topics, subscriptions=subscriptions
+            )
         )
         self._topics |= dict.fromkeys(topics)
         self._specs |= dict.fromkeys(subscriptions)
@@ -135,7 +137,7 @@ class RabbitMQBroker:
     async def subscribe(self, spec: SubscriptionSpec) -> Subscription:
         """Start receiving for one group; declares what is missing. Raises as ``declare``."""
         await self.declare([], [spec])
-        subscription = RabbitMQSubscription(self._io, self._settings, self._consuming, spec)
+        subscription = RabbitMQSubscription(self._consuming, spec)
         self._io.post(subscription.open)
         self._subscriptions.append(subscription)
         return subscription
@@ -166,7 +168,7 @@ class RabbitMQBroker:
         """Version, durability, alarms and TLS of the server, as far as AMQP tells."""
         findings = [_tls(self._settings), _queue_type(self._settings)]
         try:
-            connection = await self._connected()
+            connection = await self._control()
         except DulyError as error:
             fix = "Check the URL, the login and the server."
             return [*findings, Finding("RABBITMQ_REACHABLE", Severity.RED, error.detail, fix)]
@@ -210,9 +212,6 @@ class RabbitMQBroker:
     # --- in the I/O thread --------------------------------------------------------------------
     def up(self, connection: FastConnection) -> None:
         """Declare again what was declared, then publish: the server may have been replaced."""
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            waiter(None)
         if not self._topics and not self._specs:
             self._publisher.up(connection)
             return
@@ -227,16 +226,15 @@ class RabbitMQBroker:
         run_on_channel(
             self._io,
             connection,
-            lambda channel: declare_steps(channel, self._settings, topics, specs),
-            declared,
+            lambda channel: declare_steps(
+                channel, self._settings, topics=topics, subscriptions=specs
+            ),
+            done=declared,
             timeout_seconds=CALL_SECONDS,
         )
 
     def down(self, reason: DulyError) -> None:
-        """Answer who waits."""
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            waiter(reason)
+        """Answer every call with what is known."""
         self._publisher.down(reason)
 
     def unblocked(self) -> None:
@@ -248,30 +246,22 @@ class RabbitMQBroker:
             link.abort("an exception escaped in the I/O thread")
 
     # --- waiting ------------------------------------------------------------------------------
-    async def _connected(self) -> FastConnection:
-        """The publish connection, when the attempt under way ends well; else its error."""
-        await self._ask(self._when_up)
-        connection = self._publishing.connection
+    async def _control(self) -> FastConnection:
+        """The connection to declare on, when the attempt under way ends well; else its error."""
+        await self._ask(self._consuming.when_up)
+        connection = self._consuming.connection
         if connection is None:
-            raise self._publishing.reason
+            raise self._consuming.reason
         return connection
 
-    def _when_up(self, done: Callable[[DulyError | None], None]) -> None:
-        if self._publishing.is_up:
-            done(None)
-        elif self._publishing.connecting:
-            self._waiters.append(done)
-        else:
-            done(self._publishing.reason)
-
     async def _on_channel(self, make: Callable[[Any], Steps]) -> None:
-        connection = await self._connected()
+        connection = await self._control()
 
         def run(done: Callable[[DulyError | None], None]) -> None:
             if connection.is_open:
-                run_on_channel(self._io, connection, make, done, timeout_seconds=CALL_SECONDS)
+                run_on_channel(self._io, connection, make, done=done, timeout_seconds=CALL_SECONDS)
             else:
-                done(self._publishing.reason)
+                done(self._consuming.reason)
 
         await self._ask(run)
 

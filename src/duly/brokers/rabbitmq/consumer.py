@@ -18,8 +18,6 @@ from typing import Any, NamedTuple
 from duly.brokers.rabbitmq import frames
 from duly.brokers.rabbitmq.link import FastConnection, Link
 from duly.brokers.rabbitmq.publisher import PREFIX
-from duly.brokers.rabbitmq.settings import Settings
-from duly.brokers.rabbitmq.thread import IoThread
 from duly.brokers.rabbitmq.topology import declare_steps, drive, queue_name, refusal
 from duly.errors import DulyError
 from duly.message import Message, new_id
@@ -83,17 +81,9 @@ class Acks:
 class Consumer:
     """The I/O side of a subscription. notify: called in the I/O thread when messages came."""
 
-    def __init__(
-        self,
-        io: IoThread,
-        settings: Settings,
-        link: Link,
-        spec: SubscriptionSpec,
-        notify: Callable[[], None],
-    ) -> None:
-        self._io = io
-        self._settings = settings
+    def __init__(self, link: Link, spec: SubscriptionSpec, notify: Callable[[], None]) -> None:
         self._link = link
+        self._io = link.io
         self._spec = spec
         self._notify = notify
         self._notified = False
@@ -122,7 +112,9 @@ class Consumer:
         def opened(channel: Any) -> None:
             channel.add_on_close_callback(self._on_closed)
             channel.add_on_cancel_callback(lambda _method: channel.close(320, "queue is gone"))
-            steps = declare_steps(channel, self._settings, [], [self._spec])
+            steps = declare_steps(
+                channel, self._link.settings, topics=[], subscriptions=[self._spec]
+            )
             drive(channel, steps, lambda: self._consume(connection, channel))
 
         connection.channel(on_open_callback=opened)
@@ -267,22 +259,19 @@ class Consumer:
 class RabbitMQSubscription:
     """A running subscription of one group; made by ``RabbitMQBroker.subscribe``."""
 
-    def __init__(
-        self, io: IoThread, settings: Settings, link: Link, spec: SubscriptionSpec
-    ) -> None:
-        self._io = io
+    def __init__(self, link: Link, spec: SubscriptionSpec) -> None:
+        self._io = link.io
         self._spec = spec
         self._link = link
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._closed = False
-        self._consumer = Consumer(io, settings, link, spec, self._notify)
+        self._consumer = Consumer(link, spec, self._notify)
         self._sources = list(zip(self._consumer.queues, [t.name for t in spec.topics], strict=True))
 
     def open(self) -> None:
         """Begin to receive; runs in the I/O thread."""
         self._link.users.append(self._consumer)
-        self._link.open()
         connection = self._link.connection
         if self._link.is_up and connection is not None:
             self._consumer.up(connection)

@@ -122,7 +122,7 @@ def _table(headers: Mapping[str, str]) -> bytes:
 
 
 def content(
-    channel: int, message_id: str, headers: Mapping[str, str], payload: bytes, *, frame_max: int
+    channel: int, message_id: str, headers: Mapping[str, str], *, payload: bytes, frame_max: int
 ) -> list[bytes]:
     """The header and body frames of a persistent JSON message.
 

@@ -133,13 +133,14 @@ class Link:
     """A connection for one purpose. users: told of each change, in order."""
 
     def __init__(self, io: IoThread, settings: Settings, *, purpose: str) -> None:
-        self._io = io
-        self._settings = settings
+        self.io = io
+        self.settings = settings
         self._purpose = purpose
         self._attempt = 0
         self._wanted = False
         self._cancel_retry: Callable[[], None] | None = None
         self._on_gone: Callable[[], None] = lambda: None
+        self._waiters: list[Callable[[DulyError | None], None]] = []
         self.users: list[User] = []
         self.connection: FastConnection | None = None
         self.is_up = False
@@ -150,6 +151,20 @@ class Link:
     def connecting(self) -> bool:
         """Whether the first attempt, or one after a loss, is under way."""
         return not self.is_up and self.connection is not None
+
+    def when_up(self, done: Callable[[DulyError | None], None]) -> None:
+        """Call ``done`` when the attempt under way has ended: with None, or with why it failed."""
+        if self.is_up:
+            done(None)
+        elif self.connecting:
+            self._waiters.append(done)
+        else:
+            done(self.reason)
+
+    def _tell_waiters(self, reason: DulyError | None) -> None:
+        waiters, self._waiters = self._waiters, []
+        for done in waiters:
+            done(reason)
 
     def open(self) -> None:
         """Connect and stay connected. Idempotent."""
@@ -169,7 +184,7 @@ class Link:
         self._on_gone = done
         if self.is_up and connection.is_open:
             connection.close()
-            self._io.later(CLOSE_SECONDS, lambda: connection.reset("no answer to close"))
+            self.io.later(CLOSE_SECONDS, lambda: connection.reset("no answer to close"))
         else:
             connection.reset("closed while connecting")
 
@@ -182,11 +197,11 @@ class Link:
         self._cancel_retry = None
         try:
             self.connection = FastConnection(
-                _parameters(self._settings, self._purpose),
+                _parameters(self.settings, self._purpose),
                 on_open_callback=self._opened,
                 on_open_error_callback=self._failed,
                 on_close_callback=self._closed,
-                custom_ioloop=self._io.loop,
+                custom_ioloop=self.io.loop,
             )
         except ConfigurationError as error:  # TLS files
             self._lost(error)
@@ -198,13 +213,14 @@ class Link:
         connection.read_large()
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
-        _log.info("connected to %s for %s", self._settings.shown, self._purpose)
+        _log.info("connected to %s for %s", self.settings.shown, self._purpose)
+        self._tell_waiters(None)
         for user in list(self.users):
             user.up(connection)
 
     def _on_blocked(self, _connection: FastConnection, method: Any) -> None:
         self.blocked = str(method.method.reason)
-        _log.warning("%s takes no messages: %s", self._settings.shown, self.blocked)
+        _log.warning("%s takes no messages: %s", self.settings.shown, self.blocked)
 
     def _on_unblocked(self, _connection: FastConnection, _method: Any) -> None:
         self.blocked = None
@@ -223,16 +239,17 @@ class Link:
         if self._wanted and (was_up or self._attempt == 0 or type(reason) is not type(self.reason)):
             _log.warning("no connection for %s: %s", self._purpose, reason.detail)
         self.reason = reason
+        self._tell_waiters(reason)
         for user in list(self.users):
             user.down(reason)
         self._on_gone()
         if self._wanted:
             self._attempt += 1
             delay = _BACKOFF.delay(self._attempt, random.random())
-            self._cancel_retry = self._io.later(delay, self._connect)
+            self._cancel_retry = self.io.later(delay, self._connect)
 
     def _mapped(self, error: Any) -> DulyError:
-        detail = f"{self._settings.shown}: {self._settings.censor(_why(error))}"
+        detail = f"{self.settings.shown}: {self.settings.censor(_why(error))}"
         if isinstance(_cause(error), _REFUSED) or " 403" in detail or "ACCESS_REFUSED" in detail:
             return ConfigurationError(detail)
         return BrokerUnavailableError(detail)

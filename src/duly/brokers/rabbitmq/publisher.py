@@ -40,6 +40,7 @@ CHUNK_BYTES = 65_536
 MISSING_SECONDS = 1.0
 REOPEN_SECONDS = 0.02
 
+_CONTENT_TYPE = PREFIX + "datacontenttype"
 _REFUSED = Outcome(OutcomeKind.REFUSED, "RabbitMQ refused it (nack): the queue is full or failed")
 _MISSING = re.compile(r"no exchange '([^']*)'")
 _REFUSED_EXCHANGE = re.compile(r"access to exchange '([^']*)'")
@@ -238,7 +239,8 @@ class Publisher:
             if self._missing and self._is_missing(place):
                 return Outcome(OutcomeKind.UNROUTED, f"there is no exchange {message.topic}")
             headers = to_headers(message, prefix=PREFIX)
-            body = frames.content(number, message.id, headers, payload, frame_max=frame_max)
+            headers.pop(_CONTENT_TYPE, None)  # AMQP has a property for it
+            body = frames.content(number, message.id, headers, payload=payload, frame_max=frame_max)
         except ValueError as error:  # UnicodeEncodeError among them
             return Outcome(OutcomeKind.IMPOSSIBLE, f"not encodable: {error}"[:200])
         return [method, *body]
@@ -294,7 +296,7 @@ class Publisher:
         if indexes and call.left == 0:
             call.finish()
 
-    def _returned(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
+    def _returned(self, method: Any, properties: Any) -> None:
         """A message that no queue took; its ack comes after it."""
         reason = f"no queue is bound ({method.reply_text})"
         for segment in self._segments:
@@ -307,7 +309,9 @@ class Publisher:
 
         def opened(channel: Any) -> None:
             channel.add_on_close_callback(self._closed)
-            channel.add_on_return_callback(self._returned)
+            channel.add_on_return_callback(
+                lambda _channel, method, properties, _body: self._returned(method, properties)
+            )
             channel.confirm_delivery(lambda _answer: None, callback=lambda _ok: ready(channel))
 
         def ready(channel: Any) -> None:

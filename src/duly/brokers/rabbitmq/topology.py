@@ -62,6 +62,7 @@ def queue_arguments(settings: Settings, *, ordered: bool) -> dict[str, Any]:
 def declare_steps(
     channel: Any,
     settings: Settings,
+    *,
     topics: Iterable[TopicSpec],
     subscriptions: Iterable[SubscriptionSpec],
 ) -> Steps:
@@ -106,6 +107,7 @@ def run_on_channel(
     io: IoThread,
     connection: Any,
     make: Callable[[Any], Steps],
+    *,
     done: Callable[[DulyError | None], None],
     timeout_seconds: float,
 ) -> None:

@@ -14,7 +14,7 @@ import socket
 import time
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, TypeVar
 
 from duly.databases.postgres.inspection import inspect_server
@@ -138,6 +138,10 @@ class PostgresDatabase:
     def _timeout_options(self) -> str:
         lock, idle, _ = (int(seconds * 1000) for seconds in self._timeouts)
         return f"-c lock_timeout={lock} -c idle_in_transaction_session_timeout={idle}"
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Nothing to wait for: writers do not exclude each other."""
+        return nullcontext()
 
     def prepare(self, statement: Statement) -> Sequence[Call]:
         """The driver calls of a statement; ``outbox.insert`` picks its locking form by whether any

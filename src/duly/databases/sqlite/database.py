@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -108,6 +108,10 @@ class SqliteDatabase:
             )
             self._owned.append(self._async_engine.sync_engine)
         return self._async_engine
+
+    def turn(self) -> AbstractContextManager[None]:
+        """A fair gate before BEGIN IMMEDIATE."""
+        return gate_of(self.path).turn(self.busy_seconds)
 
     def prepare(self, statement: Statement) -> Sequence[Call]:
         """The driver calls of a statement; lists become JSON, ``:now`` is filled in.

@@ -63,14 +63,13 @@ class _Frame:
             if found:
                 raise _not_committed(len(found))
             return
+        session = transaction.session
         try:
             resolve(lambda: found)
         except InvalidRequestError as error:
-            raise ConfigurationError(
-                "a late value of a message published during the commit needs SQL; "
-                "publish it earlier, or release the savepoint before the commit",
-                code="TOO_LATE_FOR_SQL",
-            ) from error
+            raise _too_late() from error
+        if found and (session.new or session.dirty or session.deleted):
+            raise _too_late()
         self.handed_over = True
         if found:
             core.innermost(connection).items += found
@@ -302,6 +301,14 @@ def _frames(root: SessionTransaction) -> list[_Frame]:
 
 def _all_items(root: SessionTransaction) -> list[Item]:
     return [one for frame in _frames(root) for one in frame.items]
+
+
+def _too_late() -> DulyError:
+    return ConfigurationError(
+        "a late value of a message published during the commit needs SQL or changes objects; "
+        "publish it earlier, or release the savepoint before the commit",
+        code="TOO_LATE_FOR_SQL",
+    )
 
 
 def _not_committed(count: int) -> DulyError:
