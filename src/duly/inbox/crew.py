@@ -13,6 +13,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple, Protocol
 
 from duly.errors import DulyError, error_code
@@ -160,8 +161,9 @@ class _Tasks:
 
     async def _work(self) -> None:
         context = self._context
+        # No gate here: waiting for it would hold up the loop, and with it the writer in front.
         desk = AsyncDesk(
-            context.database, limit_seconds=context.handler_timeout_seconds, turn=context.turn
+            context.database, limit_seconds=context.handler_timeout_seconds, turn=nullcontext
         )
         try:
             while (task := await self._waiting.get()) is not None:

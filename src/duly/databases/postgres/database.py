@@ -2,7 +2,9 @@
 
 Owns our private connections: autocommit, statements planned by index (``enable_seqscan`` off: a
 queue table that was empty when the statistics were taken looks like one page), lock and idle
-timeouts so that a frozen process cannot block its successor, and LISTEN for the wake-up.  Errors
+timeouts so that a frozen process cannot block its successor, and LISTEN for the wake-up.  Behind a
+pooler in transaction mode no session is ours: these settings are then made anew in each transaction,
+nothing is prepared on the server, and LISTEN has a connection that goes around the pooler.  Errors
 are told apart by SQLSTATE, here and nowhere else.
 """
 
@@ -13,7 +15,7 @@ import select
 import socket
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, TypeVar
 
@@ -38,6 +40,7 @@ _PACKAGE = "duly.databases.postgres"
 _CONFLICTS = {"40001", "40P01", "55P03", "55006"}
 _REFUSED = {"28000", "28P01", "3D000", "42501"}
 _UNAVAILABLE = ("08", "57", "53")
+_BY_INDEX = {"enable_seqscan": "off", "enable_bitmapscan": "off"}
 # A connection that was not made has no SQLSTATE; libpq keeps only the server's text.
 _REFUSED_TEXT = re.compile(
     "password authentication failed|no pg_hba.conf entry|is not permitted to log in|"
@@ -88,19 +91,29 @@ class PostgresDatabase:
         """Open a private connection. Raises DatabaseUnavailableError, ConfigurationError."""
         return PostgresConnection(self, self._open(self.url))
 
+    @property
+    def pooled(self) -> bool:
+        """Whether ``url`` goes through a pooler in transaction mode: then it has a ``listen_url``."""
+        return self.listen_url is not None
+
+    @property
+    def begin(self) -> str:
+        """What begins a transaction of ours."""
+        if not self.pooled:
+            return "BEGIN"
+        settings = {**self._timeout_settings(), **_BY_INDEX}
+        return "; ".join(["BEGIN", *(f"SET LOCAL {name} = {settings[name]}" for name in settings)])
+
     def _open(self, url: str) -> Any:
-        options = f"{self._timeout_options()} -c enable_seqscan=off -c enable_bitmapscan=off"
         try:
             return self._driver.connect(
                 url,
                 autocommit=True,
-                connect_timeout=max(2, int(self._timeouts[2])),
-                options=options,
-                application_name="duly",
                 keepalives_idle=10,
                 keepalives_interval=3,
                 keepalives_count=3,
                 tcp_user_timeout=15_000,
+                **self._arguments("duly", url, settings=_BY_INDEX),
             )
         except self._driver.Error as error:
             raise self.map_error(error) from error
@@ -129,15 +142,21 @@ class PostgresDatabase:
         return self._async_engine
 
     def _handler_arguments(self) -> dict[str, Any]:
-        return {
-            "options": self._timeout_options(),
-            "connect_timeout": max(2, int(self._timeouts[2])),
-            "application_name": "duly handler",
-        }
+        return self._arguments("duly handler", self.url)
 
-    def _timeout_options(self) -> str:
+    def _arguments(
+        self, name: str, url: str, *, settings: Mapping[str, Any] = {}
+    ) -> dict[str, Any]:
+        wait = max(2, int(self._timeouts[2]))
+        arguments = {"application_name": name, "connect_timeout": wait}
+        if self.pooled and url == self.url:
+            return {**arguments, "prepare_threshold": None}
+        settings = {**self._timeout_settings(), **settings}
+        return {**arguments, "options": " ".join(f"-c {n}={settings[n]}" for n in settings)}
+
+    def _timeout_settings(self) -> dict[str, Any]:
         lock, idle, _ = (int(seconds * 1000) for seconds in self._timeouts)
-        return f"-c lock_timeout={lock} -c idle_in_transaction_session_timeout={idle}"
+        return {"lock_timeout": lock, "idle_in_transaction_session_timeout": idle}
 
     def turn(self) -> AbstractContextManager[None]:
         """Nothing to wait for: writers do not exclude each other."""
@@ -192,6 +211,9 @@ class PostgresDatabase:
             return ConfigurationError(text, code="DATABASE_REFUSED")
         if state in ("42P01", "42703", "3F000"):
             return SchemaError(text)
+        if not state and "unsupported startup parameter" in text:
+            hint = "this is a pooler: give listen_url, a direct connection, too"
+            return ConfigurationError(f"{text}; {hint}", code="POOLER_WITHOUT_LISTEN_URL")
         if state == "25006":
             return ConfigurationError(text, code="DATABASE_READ_ONLY")
         if state.startswith(_UNAVAILABLE) or (
@@ -258,7 +280,7 @@ class PostgresConnection:
         """Drive ``steps`` in one READ COMMITTED transaction and commit it."""
         committing = False
         try:
-            self._raw.execute("BEGIN")
+            self._raw.execute(self._database.begin)
             answer = drive(steps, self._call)
             committing = True
             self._raw.execute("COMMIT")
@@ -274,7 +296,7 @@ class PostgresConnection:
     def ask(self, statement: Statement) -> Result:
         """Run one statement by itself; several texts of one name run in one transaction."""
         calls = self._database.prepare(statement)
-        if len(calls) > 1 or calls[0][2]:
+        if self._database.pooled or len(calls) > 1 or calls[0][2]:
             return self.run(single(statement))
         try:
             return self._execute(calls[0])
