@@ -276,7 +276,7 @@ class GroupStatus(NamedTuple):
 
 
 class TopicStatus(NamedTuple):
-    """A topic or queue as the broker sees it. depth: messages it holds now; groups: one per reader."""
+    """A topic or queue as the broker sees it. depth: messages it holds; groups: one per reader."""
 
     name: str
     kind: str
@@ -477,5 +477,5 @@ class Join(Protocol):
         ...
 
     def flush(self, target: Any) -> None:
-        """Store what is buffered so far inside the open transaction; for tests that never commit."""
+        """Store what is buffered so far in the open transaction; for tests that never commit."""
         ...

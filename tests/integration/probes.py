@@ -58,7 +58,7 @@ def arrived(messages: Any, shop: Shop) -> list[int]:
 
 
 def two_consumers_of_one_message(shop: Shop, *, first_fails: bool) -> tuple[End, End, int]:
-    """P10: the second arrives while the first is inside its handler; how both end, and how often the
+    """P10: the second comes while the first is inside its handler; how both end, and how often the
     handler began.
     """
     inside, go = threading.Event(), threading.Event()

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from duly.inbox.ending import End
-from duly.ports import Result, Statement, Steps
+from duly.ports import Connection, Result, Statement, Steps
 from tests.acceptance.shop_app import Placed, Shop, insert
 from tests.integration.probes import (
     arrived,
@@ -36,6 +36,11 @@ def shop(postgres_url: str, tmp_path: Path) -> Iterator[Shop]:
     shop = Shop(postgres_url, f"embedded:///{tmp_path / 'broker.db'}", lock_timeout="10s")
     yield shop
     shop.close()
+
+
+def horizon(connection: Connection) -> int:
+    """The oldest writer that the id floor waits for."""
+    return int(connection.ask(Statement("lease.horizon")).rows[0][1])
 
 
 def relayed(shop: Shop) -> bool:
@@ -151,14 +156,14 @@ async def test_p6_an_open_writing_transaction_stops_only_the_floor(shop: Shop) -
     connection = shop.app.database.connect()
     other = Session(shop.engine)
     other.execute(insert(-99))
-    oldest = connection.ask(Statement("lease.horizon")).rows[0][0]
+    oldest = horizon(connection)
     async with shop.app.running(["relay"]):
         for n in range(1, 4):
             await asyncio.to_thread(shop.place, n)
             assert await until_relayed(shop) < PROMPT_SECONDS
-        assert connection.ask(Statement("lease.horizon")).rows[0][0] == oldest
+        assert horizon(connection) == oldest
         other.commit()
-        assert connection.ask(Statement("lease.horizon")).rows[0][0] > oldest
+        assert horizon(connection) > oldest
     connection.close()
 
 
@@ -173,14 +178,14 @@ async def test_p7_an_orphaned_prepared_transaction_stops_only_the_floor(
         admin.execute("INSERT INTO work VALUES (-99)")
         admin.execute(f"PREPARE TRANSACTION '{name}'")
         try:
-            oldest = connection.ask(Statement("lease.horizon")).rows[0][0]
+            oldest = horizon(connection)
             async with shop.app.running(["relay"]):
                 await asyncio.to_thread(shop.place, 1)
                 assert await until_relayed(shop) < PROMPT_SECONDS
-                assert connection.ask(Statement("lease.horizon")).rows[0][0] == oldest
+                assert horizon(connection) == oldest
         finally:
             admin.execute(f"ROLLBACK PREPARED '{name}'")
-    assert connection.ask(Statement("lease.horizon")).rows[0][0] > oldest
+    assert horizon(connection) > oldest
     connection.close()
 
 
@@ -196,6 +201,8 @@ def test_p10_a_duplicate_waits_for_the_first(shop: Shop, first_fails: bool) -> N
 async def test_p12_two_relays_keep_the_order_of_a_key(shop: Shop, postgres_url: str) -> None:
     shop.prepare()
     other = Shop(postgres_url, shop.app.settings.broker)
+    for one in (shop, other):
+        one.app.on(Placed, group="sales")(lambda event: None)
     for n in range(1, 101):
         shop.place(n, key="k")
     async with shop.app.running(["relay"]) as one, other.app.running(["relay"]) as two:

@@ -58,6 +58,8 @@ def test_p10_a_duplicate_waits_for_the_first(shop: Shop, first_fails: bool) -> N
 async def test_p12_two_relays_keep_the_order_of_a_key(shop: Shop) -> None:
     shop.prepare()
     other = Shop(str(shop.engine.url), shop.app.settings.broker)
+    for one in (shop, other):
+        one.app.on(Placed, group="sales")(lambda event: None)
     for n in range(1, 101):
         shop.place(n, key="k")
     async with shop.app.running(["relay"]) as one, other.app.running(["relay"]) as two:

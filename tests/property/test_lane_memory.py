@@ -1,10 +1,10 @@
 """Order per key under every interleaving that chance finds, without a database or a clock.
 
-The model: a table with statuses and holds as the SQL keeps them, and the reader's kinds of work
-cut into their asynchronous halves (a read *begins* and *ends*; between the two anything may
-happen).  Writers draw ids and commit later, in any order - but one writer per key, as the stripe
-locks have it.  A run picks halves at random, lets deliveries fail, be unknown or stall, sweeps, loses
-and takes lanes, and must end with every row delivered, each key in the order of its ids.
+The model: a table with statuses and holds as the SQL keeps them, and the reader's kinds of work cut
+into their asynchronous halves (a read *begins* and *ends*; between the two anything may happen).
+Writers draw ids and commit later, in any order - but one writer per key, as the stripe locks have
+it.  A run picks halves at random, lets deliveries fail, be unknown or stall, sweeps, loses and
+takes lanes, and must end with every row delivered, each key in the order of its ids.
 """
 
 from __future__ import annotations

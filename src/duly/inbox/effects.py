@@ -286,7 +286,7 @@ class Effect:
 
     def _emit(self, fact: type[Fact], **more: Any) -> None:
         group, handler, _ = self.identity
-        self.context.hooks.emit(fact(group=group, handler=handler, step=self.step, **more))  # type: ignore[call-arg]
+        self.context.hooks.emit(fact(group=group, handler=handler, step=self.step, **more))
 
     def _doubt(self, resolution: str) -> None:
         self._emit(EffectInDoubt, message_id=self.message_id, resolution=resolution)

@@ -3,9 +3,9 @@
 Owns our private connections: autocommit, statements planned by index (``enable_seqscan`` off: a
 queue table that was empty when the statistics were taken looks like one page), lock and idle
 timeouts so that a frozen process cannot block its successor, and LISTEN for the wake-up.  Behind a
-pooler in transaction mode no session is ours: these settings are then made anew in each transaction,
-nothing is prepared on the server, and LISTEN has a connection that goes around the pooler.  Errors
-are told apart by SQLSTATE, here and nowhere else.
+pooler in transaction mode no session is ours: these settings are then made anew in each
+transaction, nothing is prepared on the server, and LISTEN has a connection that goes around the
+pooler.  Errors are told apart by SQLSTATE, here and nowhere else.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class PostgresDatabase:
 
     @property
     def pooled(self) -> bool:
-        """Whether ``url`` goes through a pooler in transaction mode: then it has a ``listen_url``."""
+        """Whether ``url`` is a pooler in transaction mode: then there is a ``listen_url``."""
         return self.listen_url is not None
 
     @property
