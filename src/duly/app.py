@@ -153,11 +153,6 @@ class App:
         settings = load(plain)
         self.registry.payload_bytes_max = settings.payload_bytes_max
         database = make_database(settings, self._given["database"], clock=self.clock)
-        from duly.outbox.schema import Schema
-
-        schema = Schema(database, self.name)
-        if schema.makes_itself and not schema.status().current:
-            schema.start()  # now, and not in the middle of the user's first transaction
         outlet = MessageOutlet(
             self.name, self.registry, database, wake=self._wake, ambient=lambda: tracing.inject({})
         )

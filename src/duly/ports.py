@@ -154,6 +154,12 @@ class Database(Protocol):
         """As ``Outlet.admits``."""
         ...
 
+    def create(self) -> Steps[None]:
+        """Make the tables where they make themselves and are not there; runs in a user's
+        transaction and commits with it. Nothing elsewhere.
+        """
+        ...
+
     def migrations(self) -> Sequence[tuple[int, str, str]]:
         """(version, name, SQL text) of every migration, in order."""
         ...

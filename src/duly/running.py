@@ -132,7 +132,10 @@ class Running:
         )
 
     async def settled(self) -> None:
-        """Wait until nothing is left to do: outbox sent, messages handled, no retry due."""
+        """Wait until nothing is left for this App to do: all sent and handled, no retry due.
+
+        What other services have yet to read is their business.
+        """
         quiet = 0
         while quiet < SETTLED_LOOKS:
             await asyncio.sleep(SETTLED_SECONDS)
@@ -147,8 +150,9 @@ class Running:
             return False
         if "consumer" not in self._roles:
             return True
-        lags = [group.lag for topic in await self._broker.topics() for group in topic.groups]
-        return not any(lags)
+        ours = self._app.handlers.groups
+        found = [group for topic in await self._broker.topics() for group in topic.groups]
+        return not any(group.lag for group in found if group.group in ours)
 
     # --- wiring -----------------------------------------------------------------------------------
     def _prepare(self) -> None:

@@ -63,6 +63,10 @@ class Store(Protocol):
         """As ``Outlet.admits``."""
         ...
 
+    def create(self) -> Steps[None]:
+        """As ``Database.create``."""
+        ...
+
 
 class MessageOutlet:
     """The outlet of one App: checks and stores its messages.
@@ -88,6 +92,8 @@ class MessageOutlet:
         self.prepare = store.prepare
         self.map_error = store.map_error
         self.admits = store.admits
+        self._create = store.create
+        self._has_tables = False
 
     def write(self, entries: Sequence[Pending]) -> Steps[None]:
         """One ``outbox.insert`` for all entries; nothing for none."""
@@ -95,6 +101,8 @@ class MessageOutlet:
         if not messages:
             return
         failpoints.hit(failpoints.OUTBOX_BEFORE_FLUSH)
+        if not self._has_tables:
+            yield from self._create()
         first = random.randrange(LANES)
         yield Statement(
             "outbox.insert", many=[_row(m, (first + n) % LANES) for n, m in enumerate(messages)]
@@ -103,6 +111,7 @@ class MessageOutlet:
 
     def committed(self, entries: Sequence[Pending]) -> None:
         """Wake the relay."""
+        self._has_tables = True
         self._wake()
 
 

@@ -62,6 +62,9 @@ class SqliteStore:
             return TransactionConflictError(str(error))
         return error
 
+    def create(self) -> Any:
+        yield from ()
+
     def admits(self, connection: Any, *, managed: bool) -> Steps[None]:
         self.admissions += 1
         if type(connection).__module__.split(".")[0] == "psycopg":
@@ -98,6 +101,9 @@ class PostgresStore:
         if getattr(error, "sqlstate", "") in ("40001", "40P01", "55P03"):
             return TransactionConflictError(str(error))
         return error
+
+    def create(self) -> Any:
+        yield from ()
 
     def admits(self, connection: Any, *, managed: bool) -> Steps[None]:
         self.admissions += 1

@@ -39,6 +39,9 @@ class NoStore:
     def map_error(self, error: Exception) -> Exception:
         return error
 
+    def create(self) -> Any:
+        yield from ()
+
     def admits(self, connection: Any, *, managed: bool) -> Any:
         raise AssertionError(connection)
 

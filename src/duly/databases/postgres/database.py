@@ -224,6 +224,10 @@ class PostgresDatabase:
             return DatabaseUnavailableError(text)
         return PermanentError(text, code="DATABASE_ERROR")
 
+    def create(self) -> Steps[None]:
+        """Nothing: here tables are made by ``duly db upgrade`` only."""
+        yield from ()
+
     def migrations(self) -> list[tuple[int, str, str]]:
         """(version, name, SQL) of every migration, in order."""
         return load_migrations(_PACKAGE, prefix=self._prefix)

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 from duly.databases.sqlite.engine import ImmediateConnection, sqlite_engine
 from duly.databases.sqlite.gate import gate_of
 from duly.databases.sqlite.inspection import inspect_file
-from duly.databases.statements import drive, load_migrations, load_statements, single
+from duly.databases.statements import Sql, drive, load_migrations, load_statements, single
 from duly.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
@@ -64,6 +64,8 @@ class SqliteDatabase:
         self.busy_seconds = busy_seconds
         self._sql = load_statements(_PACKAGE, prefix=prefix, group_marker=":group")
         self._prefix = prefix
+        script = "".join(text for _, _, text in load_migrations(_PACKAGE, prefix=prefix))
+        self._sql["schema.create"] = Sql(tuple(filter(str.strip, script.split(";"))), arrays=False)
         self._now = now
         self._engine, self._async_engine = engine, async_engine
         self._owned: list[Any] = []
@@ -161,6 +163,13 @@ class SqliteDatabase:
         if text.startswith(("no such table: ", "no such column: ")):
             return SchemaError(f"{self.path}: {text}")
         return PermanentError(f"{self.path}: {text}", code="DATABASE_ERROR")
+
+    def create(self) -> Steps[None]:
+        """Make the tables in the transaction at hand, where they are not there: whoever publishes
+        first holds the file's one write lock, so nobody else could.
+        """
+        if not (yield Statement("meta.tables")).rows:
+            yield Statement("schema.create")
 
     def migrations(self) -> list[tuple[int, str, str]]:
         """(version, name, SQL) of every migration, in order."""

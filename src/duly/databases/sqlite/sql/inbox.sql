@@ -27,9 +27,12 @@ FROM json_each(:rows) WHERE true
 ON CONFLICT (group_name, handler, dedupe_key) DO NOTHING
 RETURNING dedupe_key
 
--- name: inbox.claim_all
+-- name: inbox.claim_all :arrays
 INSERT INTO duly_inbox (group_name, handler, dedupe_key, message_id, message_type, kind, topic, key, status, created_at, settled_at)
-VALUES (:group, :handler, :dedupe_key, :message_id, :message_type, :kind, :topic, :key, 'done', :now, :now)
+SELECT json_extract(value, '$.group'), json_extract(value, '$.handler'), json_extract(value, '$.dedupe_key'),
+    json_extract(value, '$.message_id'), json_extract(value, '$.message_type'), json_extract(value, '$.kind'),
+    json_extract(value, '$.topic'), json_extract(value, '$.key'), 'done', :now, :now
+FROM json_each(:rows) WHERE true
 ON CONFLICT (group_name, handler, dedupe_key) DO NOTHING
 
 -- name: inbox.look

@@ -18,3 +18,6 @@ PRAGMA database_list
 SELECT (SELECT count(*) FROM duly_outbox WHERE status IN ('ready', 'retry')),
     (SELECT count(*) FROM duly_inbox WHERE status IN ('ready', 'retry')),
     (SELECT count(*) FROM duly_key_hold WHERE blocker_id IS NULL)
+
+-- name: meta.tables
+SELECT 1 FROM sqlite_master WHERE name = 'duly_outbox'
