@@ -87,7 +87,7 @@ class LaneReader:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._waves: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
-        self._stopping = self._active = self._read_since_look = False
+        self._stopping = self._active = self._read_since_look = self._restless = False
         self._troubles = 0
         self._quiet_until = self._next_sweep = self._next_look = self._next_horizon = 0.0
         self._aside: dict[str, tuple[int, float]] = {}
@@ -217,7 +217,8 @@ class LaneReader:
                 self._read_since_look = False
                 self._next_look = now + self._timing.poll_every
                 memory.look_ready = True
-            if memory.look_ready or memory.look_due or memory.look_held:
+            looking = memory.look_ready or memory.look_due or memory.look_held
+            if looking or (self._restless and not memory.busy):
                 self._start("fill", self._fill)
 
     async def _sweep(self) -> None:
@@ -247,6 +248,7 @@ class LaneReader:
             await self._read_ready()
 
     async def _one_more_look(self) -> bool:
+        self._restless = False
         return self._on_idle is not None and await self._on_idle()
 
     async def _read_ready(self) -> None:
@@ -295,6 +297,7 @@ class LaneReader:
 
     def _admit(self, rows: Sequence[Row], *, drained: bool) -> None:
         if rows and not self._stopping:
+            self._restless = self._on_idle is not None  # to be asked again when these are settled
             failpoints.hit(failpoints.RELAY_READ)
             self._memory.admit(rows, drained=drained)
 

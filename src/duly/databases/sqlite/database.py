@@ -249,7 +249,8 @@ class SqliteConnection:
     def script(self, text: str) -> None:
         """Run a migration's text in one exclusive transaction."""
         try:
-            self._raw.executescript(f"BEGIN EXCLUSIVE;\n{text}\nCOMMIT;")
+            with self._gate.turn(self._database.busy_seconds):
+                self._raw.executescript(f"BEGIN EXCLUSIVE;\n{text}\nCOMMIT;")
         except sqlite3.Error as error:
             self._rollback()
             raise self._database.map_error(error) from error
