@@ -30,12 +30,12 @@ class Suite(NamedTuple):
 
 
 SUITES = (
-    Suite("tidy", 60),
-    Suite("unit", 120),
+    Suite("tidy", 120),
+    Suite("unit", 240),
     Suite("property", 120),
-    Suite("conformance", 180),
-    Suite("integration", 300),
-    Suite("acceptance", 240),
+    Suite("conformance", 240),
+    Suite("integration", 420),
+    Suite("acceptance", 540),
 )
 
 

@@ -1,1 +1,2 @@
-"""The kill loop: real processes, killed at every failpoint, and a checker that reads what is left."""
+"""The kill loop: real processes, killed at every failpoint, and a checker that reads what is
+left."""

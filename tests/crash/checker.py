@@ -1,16 +1,17 @@
 """The verdict: what was promised, what is there, and whether every duplicate has an explanation.
 
-Reads tables and journals with the drivers alone; imports nothing of duly.  Words as in Jepsen's queue
-tests:
+Reads tables and journals with the drivers alone; imports nothing of duly.  Words as in Jepsen's
+queue tests:
 
     attempted     messages in transactions that were begun, rolled back ones too
     acknowledged  messages whose commit returned to the producer
     delivered     messages whose effect is there in every group that must have it
-    recovered     of these, the ones whose commit was never acknowledged (the producer died in between)
+    recovered     of these, those whose commit was never acknowledged (the producer died first)
     duplicated    deliveries of a message to a group beyond its first
-    unexplained   of these, what no kill of a process that had that very message open accounts for
+    unexplained   of these, what no kill of a process that had that very message open explains, and
+                  no stall: a living process whose own journal shows that it renewed too late
     lost          committed and not delivered, or acknowledged and not committed
-    unexpected    an effect twice, or of a message nobody committed; a call outside without its intent
+    unexpected    an effect twice, or of a message nobody committed; a call without its intent
     order_breaks  an effect, or a first delivery, of an ordered group before one of its key's past
 """
 
@@ -22,7 +23,11 @@ from typing import Any
 
 from tests.crash.stage import GROUPS, QUEUE, Stage, ids
 
-ACK_SETTLES_SECONDS = 0.5  # an ack recorded so shortly before a death may not have reached the broker
+ACK_SETTLES_SECONDS = (
+    0.5  # an ack recorded so shortly before a death may not have reached the broker
+)
+STALL_SHARE = 0.85  # of the lease, between two renewals
+STALL_SECONDS = 3.0  # how long before it a stalled process may have sent what it had not settled
 SHOWN = 5
 
 
@@ -39,6 +44,7 @@ class Verdict:
     lost: int = 0
     unexpected: int = 0
     order_breaks: int = 0
+    stalls: int = 0
     problems: list[str] = field(default_factory=list)
 
     def blame(self, count: str, what: str, found: Any) -> None:
@@ -58,7 +64,9 @@ class Verdict:
 def check(stage: Stage, *, batch_max: int) -> Verdict:
     """Judge a run that has settled. batch_max: what one process may have sent and not settled."""
     verdict = Verdict()
-    sent = {row[0]: row[1:] for row in stage.rows("SELECT message_id, kind, key, seq FROM crash_sent")}
+    sent = {
+        row[0]: row[1:] for row in stage.rows("SELECT message_id, kind, key, seq FROM crash_sent")
+    }
     acked = _transactions(stage, verdict)
     verdict.blame("lost", "acknowledged, but not in the database", acked - sent.keys())
     effects = stage.rows("SELECT grp, message_id FROM crash_effect ORDER BY id")
@@ -94,8 +102,16 @@ def _effects(
 ) -> set[str]:
     """Once per group, and only of what was committed; returns what every group has."""
     counts = Counter(effects)
-    verdict.blame("unexpected", "the effect of a message that nobody committed", {f"{m} {g}" for g, m in counts if m not in sent})
-    verdict.blame("unexpected", "an effect more than once", {f"{m} {g}" for (g, m), n in counts.items() if n > 1})
+    verdict.blame(
+        "unexpected",
+        "the effect of a message that nobody committed",
+        {f"{m} {g}" for g, m in counts if m not in sent},
+    )
+    verdict.blame(
+        "unexpected",
+        "an effect more than once",
+        {f"{m} {g}" for (g, m), n in counts.items() if n > 1},
+    )
     missing = {
         f"{m} {kind} {key}#{seq} {group}"
         for m, (kind, key, seq) in sent.items()
@@ -124,8 +140,15 @@ def _left(stage: Stage, verdict: Verdict) -> None:
     """Nothing of duly's may be left over when everything has its effect."""
     left = stage.rows("SELECT message_id, status, last_error FROM duly_outbox")
     verdict.blame("lost", "still in the outbox", {f"{m} {s} {e}"[:150] for m, s, e in left})
-    stuck = "SELECT message_id, group_name, status, last_error FROM duly_inbox WHERE status NOT IN ('done', 'skipped')"
-    verdict.blame("lost", "unfinished in the inbox", {f"{m} {g} {s} {e}"[:150] for m, g, s, e in stage.rows(stuck)})
+    stuck = (
+        "SELECT message_id, group_name, status, last_error FROM duly_inbox "
+        "WHERE status NOT IN ('done', 'skipped')"
+    )
+    verdict.blame(
+        "lost",
+        "unfinished in the inbox",
+        {f"{m} {g} {s} {e}"[:150] for m, g, s, e in stage.rows(stuck)},
+    )
     holds = {f"{scope} {key}" for scope, key in stage.rows("SELECT scope, key FROM duly_key_hold")}
     verdict.blame("lost", "a key still on hold", holds)
 
@@ -136,11 +159,20 @@ class _Deliveries:
     def __init__(self, stage: Stage) -> None:
         self.faults = [f for f in stage.facts("faults") if f["what"] == "fault"]
         self.received: dict[str, list[tuple[float, int, str, str, str]]] = defaultdict(list)
-        self.of_pid: dict[int, list[tuple[str, str, str, str]]] = defaultdict(list)
-        self.acked: dict[tuple[int, str, str], float] = {}  # pid, group, message -> at
-        self.ends: list[dict[str, Any]] = []  # of workers that stopped and gave back what they had
-        self.unknown: Counter[str] = Counter()
+        self.of_pid: dict[int, list[tuple[float, str, str, str, str]]] = defaultdict(list)
+        self.acked: dict[tuple[int, str, str], list[float]] = defaultdict(list)
+        self.ends = [
+            f for f in stage.facts("faults") if f["what"] == "ended"
+        ]  # they gave back what they had
+        self.unknown: Counter[str] = Counter()  # no answer, or refused by one of several queues
+        self.returned: Counter[tuple[str, str]] = (
+            Counter()
+        )  # given back by its receiver, who says so
+        self.outages = [f for f in stage.facts("faults") if f["what"] == "outage"]
         self.sends: dict[int, set[str]] = defaultdict(set)
+        self.sent_at: dict[int, list[tuple[float, list[str]]]] = defaultdict(list)
+        self.stalls: list[tuple[int, float, float]] = []  # pid, from, to
+        self._lives: dict[int, dict[str, Any]] = {}
         for fact in stage.facts("worker-*"):
             self._note(fact)
 
@@ -149,49 +181,93 @@ class _Deliveries:
         if what == "recv":
             lines = [(at, pid, m, source, position) for m, source, position in fact["got"]]
             self.received[fact["group"]].extend(lines)
-            self.of_pid[pid].extend((fact["group"], *line[2:]) for line in lines)
+            self.of_pid[pid].extend((at, fact["group"], *line[2:]) for line in lines)
         elif what == "ack":
-            self.acked |= {(pid, fact["group"], m): at for m in fact["ids"]}
-        elif what == "end":
-            self.ends.append(fact)
+            for m in fact["ids"]:
+                self.acked[pid, fact["group"], m].append(at)
         elif what == "send":
             self.sends[pid].update(fact["ids"])
+            self.sent_at[pid].append((at, fact["ids"]))
+        elif what in ("start", "beat", "dying", "end"):
+            self._note_life(fact)
         elif what == "answer":
-            self.unknown.update(m for m, kind in fact["odd"].items() if kind == "unknown")
+            self.unknown.update(
+                m for m, kind in fact["odd"].items() if kind in ("unknown", "refused")
+            )
+        elif what == "release":
+            self.returned.update((fact["group"], m) for m in fact["ids"])
+
+    def _note_life(self, fact: dict[str, Any]) -> None:
+        """A sign of life; a gap longer than the lease may have cost it."""
+        life = self._lives.setdefault(fact["pid"], {"lease": fact.get("lease", 0.0), "last": None})
+        if life["last"] is not None and fact["at"] - life["last"] > life["lease"] * STALL_SHARE:
+            self.stalls.append((fact["pid"], life["last"], fact["at"]))
+        if fact["what"] != "start":
+            life["last"] = fact["at"]
+
+    def sent_over(self, stall: tuple[int, float, float]) -> set[str]:
+        """What a process sent before and while it was not renewing: the next owner may send it
+        too."""
+        pid, begin, end = stall
+        return {
+            m for at, ids in self.sent_at[pid] if begin - STALL_SECONDS < at <= end for m in ids
+        }
+
+    def sent_around(self, outage: dict[str, Any]) -> set[str]:
+        """What was sent while a server was away: it could not be settled, and living processes send
+        it again."""
+        begin, end = outage["begin"] - STALL_SECONDS, outage["end"] + STALL_SECONDS
+        return {
+            m
+            for sends in self.sent_at.values()
+            for at, ids in sends
+            if begin < at < end
+            for m in ids
+        }
+
+    def received_around(self, outage: dict[str, Any]) -> Counter[tuple[str, str]]:
+        """What was received and may not have been acked when the connection went."""
+        begin, end = outage["begin"] - STALL_SECONDS, outage["end"] + STALL_SECONDS
+        lines = ((group, at, m) for group, got in self.received.items() for at, _, m, _, _ in got)
+        return Counter((group, m) for group, at, m in lines if begin < at < end)
 
     def of_group(self, group: str) -> list[tuple[str, int]]:
         """(message, pid) in the order of time."""
-        return [(m, pid) for _, pid, m, _, _ in sorted(self.received[group])]
+        return [
+            (m, pid) for _, pid, m, _, _ in sorted(self.received[group], key=lambda line: line[0])
+        ]
 
     def open_at_end(self, end: dict[str, Any]) -> Counter[tuple[str, str]]:
-        """(group, message) that a process had received when it ended and the broker may not know to be done."""
+        """(group, message) that a process had received when it ended and that the broker did not
+        know to be done.
+
+        In a log that is what lies above the position stored at that moment; in a queue what was not
+        acked, or so shortly before that the ack may not have arrived."""
         found: Counter[tuple[str, str]] = Counter()
-        sources: dict[tuple[str, str], list[tuple[int, str, bool]]] = defaultdict(list)
-        for group, m, source, position in self.of_pid[end["pid"]]:
-            acked = self.acked.get((end["pid"], group, m))
-            sure = acked is not None and acked < end["at"] - ACK_SETTLES_SECONDS
-            place = int(position) if position.isdigit() else 0
-            sources[group, source].append((place, m, sure))
-        for (group, _), inside in sources.items():
-            found.update((group, m) for m in _behind_the_first_open(sorted(inside)))
+        queued: set[tuple[str, str]] = set()  # places of a queue mean nothing; its acks are counted
+        for at, group, m, source, position in self.of_pid[end["pid"]]:
+            if at > end["at"]:
+                continue  # it was frozen, and went on
+            logged = position.isdigit()
+            found[group, m] += not logged or int(position) > end["done"].get(group, {}).get(
+                source, 0
+            )
+            queued |= set() if logged else {(group, m)}
+        for group, m in queued:
+            acks = self.acked.get((end["pid"], group, m), [])
+            found[group, m] -= sum(at < end["at"] - ACK_SETTLES_SECONDS for at in acks)
         return found
 
 
-def _behind_the_first_open(inside: list[tuple[int, str, bool]]) -> list[str]:
-    """In a log, an ack behind an open message is not stored yet; in a queue (position 0) each stands alone."""
-    gap = False
-    found = []
-    for position, message, sure in inside:
-        gap = (gap and position > 0) or not sure
-        if gap:
-            found.append(message)
-    return found
-
-
 def _duplicates(verdict: Verdict, deliveries: _Deliveries, *, batch_max: int) -> None:
-    credit: Counter[tuple[str, str]] = Counter()
+    credit: Counter[tuple[str, str]] = Counter(deliveries.returned)
+    for outage in deliveries.outages:
+        credit.update(
+            (group, m) for m in deliveries.sent_around(outage) for group in deliveries.received
+        )
+        credit.update(deliveries.received_around(outage))
     for end in deliveries.ends:
-        credit.update(deliveries.open_at_end(end))
+        credit.update(+deliveries.open_at_end(end))
     groups = list(deliveries.received)
     excess = []
     for fault in deliveries.faults:
@@ -199,27 +275,41 @@ def _duplicates(verdict: Verdict, deliveries: _Deliveries, *, batch_max: int) ->
         if len(resent) > batch_max:
             excess.append(f"fault {fault['n']} at {fault['point']}: {len(resent)}")
         credit.update((group, m) for m in resent for group in groups)
-        credit.update(deliveries.open_at_end(fault))
-    credit.update((group, m) for m in deliveries.unknown for group in groups)
-    verdict.blame("unexplained", f"more than a batch ({batch_max}) sent and unsettled at one death", excess)
+        credit.update(+deliveries.open_at_end(fault))
+    for stall in deliveries.stalls:
+        credit.update((group, m) for m in deliveries.sent_over(stall) for group in groups)
+    verdict.stalls = len(deliveries.stalls)
+    for message, count in deliveries.unknown.items():
+        credit.update({(group, message): count for group in groups})
+    verdict.blame(
+        "unexplained", f"more than a batch ({batch_max}) sent and unsettled at one death", excess
+    )
     unexplained = []
     for group, lines in deliveries.received.items():
         for message, count in Counter(m for _, _, m, _, _ in lines).items():
             verdict.duplicated += count - 1
             if count - 1 > credit[group, message]:
-                unexplained.append(f"{message} {group} x{count}, {credit[group, message]} explained")
+                unexplained.append(
+                    f"{message} {group} x{count}, {credit[group, message]} explained"
+                )
     verdict.blame("unexplained", "delivered again without a reason", unexplained)
 
 
 def _calls(stage: Stage, verdict: Verdict, sent: dict[str, tuple[Any, ...]]) -> None:
-    """The world outside: an intent before every call, one key per command, a repeat only after a death."""
+    """The world outside: an intent before every call, one key per command, a repeat only after a
+    death."""
     calls = list(stage.facts("gateway"))
     without = {f"{c['key']} n={c['n']}" for c in calls if not c["intent"]}
     verdict.blame("unexpected", "called outside before the intent was committed", without)
-    effects = stage.rows("SELECT message_id, provider_key, state FROM duly_effect e JOIN duly_inbox b ON b.dedupe_key = e.dedupe_key AND b.group_name = e.group_name")  # fmt: skip
+    effects = stage.rows(
+        "SELECT message_id, provider_key, state FROM duly_effect e JOIN duly_inbox b "
+        "ON b.dedupe_key = e.dedupe_key AND b.group_name = e.group_name"
+    )
     keys = {key: (m, state) for m, key, state in effects}
     called = Counter(c["key"] for c in calls)
-    verdict.blame("unexpected", "called with a key that no command has", called.keys() - keys.keys())
+    verdict.blame(
+        "unexpected", "called with a key that no command has", called.keys() - keys.keys()
+    )
     commands = {m for m, (kind, _, _) in sent.items() if kind == "command"}
     reached = {m for key, (m, state) in keys.items() if state == "done" and called[key]}
     verdict.blame("lost", "a command whose call was never made or recorded", commands - reached)
@@ -227,7 +317,11 @@ def _calls(stage: Stage, verdict: Verdict, sent: dict[str, tuple[Any, ...]]) -> 
     by_key: dict[str, list[int]] = defaultdict(list)
     for call in sorted(calls, key=lambda c: c["at"]):
         by_key[call["key"]].append(call["pid"])
-    again = {f"{key} by {pids}" for key, pids in by_key.items() if any(pid not in deaths for pid in pids[:-1])}
+    again = {
+        f"{key} by {pids}"
+        for key, pids in by_key.items()
+        if any(pid not in deaths for pid in pids[:-1])
+    }
     verdict.blame("unexplained", "called again although the first caller lived", again)
 
 

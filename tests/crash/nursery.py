@@ -27,10 +27,16 @@ from tests.crash.stage import now
 ROOT = Path(__file__).resolve().parents[2]
 PR_SET_PDEATHSIG = 1
 START_SECONDS = 60.0
-ROLES = {"prepare": "tests.crash.prepare", "worker": "tests.crash.worker", "producer": "tests.crash.producer"}
+ROLES = {
+    "prepare": "tests.crash.prepare",
+    "poisoner": "tests.crash.poisoner",
+    "meddler": "tests.crash.meddler",
+    "worker": "tests.crash.worker",
+    "producer": "tests.crash.producer",
+}
 
 
-# --- the caller's side --------------------------------------------------------------------------------
+# --- the caller's side --------------------------------------------------------------------------
 class Death(NamedTuple):
     """How a child ended. status: as of ``waitpid``. at: seconds of the journals' clock."""
 
@@ -45,11 +51,19 @@ class Death(NamedTuple):
 
 
 class Nursery:
-    """The running server. source: the folder that ``duly`` is imported from. logs: where children write."""
+    """The running server. source: the folder that ``duly`` is imported from. logs: where children
+    write."""
 
     def __init__(self, source: Path, logs: Path) -> None:
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("DULY_") or k.startswith("DULY_TEST_")}
-        environ |= {"PYTHONPATH": os.pathsep.join([str(source), str(ROOT)]), "PYTHONDONTWRITEBYTECODE": "1"}
+        environ = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith("DULY_") or k.startswith("DULY_TEST_")
+        }
+        environ |= {
+            "PYTHONPATH": os.pathsep.join([str(source), str(ROOT)]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.crash.nursery", str(logs)],
             stdin=subprocess.PIPE,
@@ -137,7 +151,7 @@ class Nursery:
         return facts
 
 
-# --- the server's side --------------------------------------------------------------------------------
+# --- the server's side --------------------------------------------------------------------------
 def serve(logs: Path) -> None:
     """Fork on request until the caller is gone."""
     preload()
@@ -191,7 +205,11 @@ def fork(request: dict[str, Any], logs: Path) -> int:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
-        log = os.open(logs / f"{request['role']}-{os.getpid()}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+        log = os.open(
+            logs / f"{request['role']}-{os.getpid()}.log",
+            os.O_CREAT | os.O_WRONLY | os.O_APPEND,
+            0o644,
+        )
         nothing = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((nothing, 0), (log, 1), (log, 2)):
             os.dup2(source, target)

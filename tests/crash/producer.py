@@ -1,12 +1,15 @@
-"""A process that makes business transactions with messages in them, and writes down what was acknowledged.
+"""A process that makes business transactions with messages in them, and writes down what was
+acknowledged.
 
-The *steady* one is never killed and journals with fsync; the *mortal* one is killed in its flush, and its
-parent keeps what it reports through a pipe.  Invariant: ``try`` is reported before the commit is asked for, ``ack``
-after it returned, and the order within a key is given by the transaction itself: a counter row per
-key, so that commit order and number agree whatever the ids do.
+The *steady* one is never killed and journals with fsync; the *mortal* one is killed in its flush,
+and its parent keeps what it reports through a pipe.  Invariant: ``begin`` is reported before the
+first statement, ``try`` before the commit is asked for, ``ack`` after it returned, and the order
+within a key is given by the transaction itself: a counter row per key, so that commit order and
+number agree whatever the ids do.
 
     session  SQLAlchemy: counters first, published along the way, savepoints, written at the commit
-    raw      the driver's own connection: published (and stored) first, the counter afterwards, so that
+    core     one connection for two transactions; the flush of the first may fail
+    raw      the driver's own connection: published (and stored) first, then the counter, so that
              only the stripe lock of the publish keeps two writers of a key in order
 """
 
@@ -24,7 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -41,10 +44,12 @@ KEYLESS_CHANCE = 0.15
 COMMAND_CHANCE = 0.08
 SLOW_CHANCE = 0.04
 TROUBLE_CHANCE = 0.02
+FLUSH_ERROR_CHANCE = 0.3
 REFUSE_CHANCE = 0.015
 LINES_MAX = 5
 
 Report = Callable[..., None]
+_log = logging.getLogger("crash.producer")
 
 
 def main(config: dict[str, Any]) -> int:
@@ -81,10 +86,20 @@ def reporter(config: dict[str, Any]) -> Report:
     return report
 
 
+class LateError(Exception):
+    """A late value could not be computed, in the middle of a commit."""
+
+
+def _raise_late() -> Noted:
+    raise LateError
+
+
 class Writer:
     """One thread of transactions."""
 
-    def __init__(self, app: App, config: dict[str, Any], number: int, *, stop: threading.Event) -> None:
+    def __init__(
+        self, app: App, config: dict[str, Any], number: int, *, stop: threading.Event
+    ) -> None:
         self._app, self._config, self._stop = app, config, stop
         self._name = f"{os.getpid()}-{number}"
         self._chance = random.Random(f"{config['seed']}-{self._name}")
@@ -93,21 +108,54 @@ class Writer:
         self._pace = Path(config["folder"]) / "pace"
         self._count = 0
         self._raw: Any = None
+        self._last_words = number == 0 and not self._sqlite and not config.get("pipe")
 
     def run(self) -> None:
         """Transactions, one after the other, at the pace that the driver sets."""
         while not self._stop.is_set():
             self._wait()
+            if self._stop.is_set():
+                break
             self._count += 1
             try:
-                if self._chance.random() < 0.5:
-                    self._by_session()
-                else:
-                    self._by_driver()
+                style = self._chance.choices(
+                    (self._by_session, self._by_driver, self._by_connection), (5, 5, 2)
+                )[0]
+                style()
             except (RetryableError, DBAPIError, sqlite3.OperationalError, _DriverError) as error:
                 self._raw = None
-                logging.warning("%s: %s", self._name, str(error)[:200])
+                _log.warning("%s: %s", self._name, str(error)[:200])
                 time.sleep(0.05)
+        if self._last_words:
+            self._straddle()
+
+    def _straddle(self) -> None:
+        """A transaction whose message is stored early and committed late, after many later ones
+        were read."""
+        early, key = self._connect(), "straddle"
+        txn = f"{self._name}-straddle"
+        kept = [
+            self._app.publish(early, self._plain(), **({"key": key} if n else {})) for n in range(2)
+        ]
+        for _ in range(5):
+            self._count += 1
+            self._by_session()
+            time.sleep(0.7)
+        update = self._sql("UPDATE crash_key SET n = n + 1 WHERE key = ? RETURNING n")
+        seq = early.execute(update, (key,)).fetchone()[0]
+        insert = self._sql(
+            "INSERT INTO crash_sent (message_id, kind, key, seq, txn) VALUES (?, 'event', ?, ?, ?)"
+        )
+        for message_id, at in zip(kept, ((None, None), (key, seq)), strict=True):
+            early.execute(insert, (message_id, *at, txn))
+        self._report("begin", txn=txn)
+        self._report("try", txn=txn, ids=kept, back=False)
+        early.commit()
+        early.close()
+        self._report("ack", txn=txn)
+
+    def _plain(self) -> Noted:
+        return Noted(n=self._number(), key="")
 
     def _wait(self) -> None:
         while not self._stop.is_set():
@@ -120,10 +168,31 @@ class Writer:
                 return
             time.sleep(0.05)
 
-    # --- a SQLAlchemy session ---------------------------------------------------------------------
+    # --- one Core connection for many transactions ----------------------------------------------
+    def _by_connection(self) -> None:
+        """Two transactions on one connection; the first may fail in its flush, and must leave
+        nothing behind."""
+        with self._app.database.engine().connect() as connection:
+            for number in range(2):
+                txn = f"{self._name}-{self._count}-{number}"
+                breaks = number == 0 and self._chance.random() < FLUSH_ERROR_CHANCE
+                self._report("begin", txn=txn)
+                try:
+                    with connection.begin():
+                        message_id = self._app.publish(connection, self._noted(None))
+                        if breaks:
+                            self._app.publish(connection, _raise_late)
+                        self._remember(connection, message_id, "event", txn=txn)
+                        self._report("try", txn=txn, ids=[message_id], back=breaks)
+                except LateError:
+                    continue
+                self._report("ack", txn=txn)
+
+    # --- a SQLAlchemy session -------------------------------------------------------------------
     def _by_session(self) -> None:
         txn = f"{self._name}-{self._count}"
         kept: list[str] = []
+        self._report("begin", txn=txn)
         with Session(self._app.database.engine()) as session, session.begin() as transaction:
             for key in self._keys():
                 kept += self._line(session, key, txn)
@@ -138,7 +207,9 @@ class Writer:
 
     def _keys(self) -> list[str | None]:
         count = self._chance.randint(1, LINES_MAX - 1)
-        keyed = sorted(f"k{self._chance.randrange(KEYS):03}" for _ in range(count))  # one order for all
+        keyed = sorted(
+            f"k{self._chance.randrange(KEYS):03}" for _ in range(count)
+        )  # one order for all
         return [None if self._chance.random() < KEYLESS_CHANCE else key for key in keyed]
 
     def _line(self, session: Session, key: str | None, txn: str) -> list[str]:
@@ -165,22 +236,31 @@ class Writer:
         nested.commit()
         return inside
 
-    def _remember(self, session: Session, message_id: str, kind: str, **more: Any) -> None:
+    def _remember(
+        self, session: Session | Connection, message_id: str, kind: str, **more: Any
+    ) -> None:
         values = {"key": None, "seq": None, **more, "id": message_id, "kind": kind}
-        sql = "INSERT INTO crash_sent (message_id, kind, key, seq, txn) VALUES (:id, :kind, :key, :seq, :txn)"
+        sql = (
+            "INSERT INTO crash_sent (message_id, kind, key, seq, txn) "
+            "VALUES (:id, :kind, :key, :seq, :txn)"
+        )
         session.execute(text(sql), values)
 
     def _noted(self, key: str | None) -> Noted:
         chance = self._chance.random()
-        refuse, trouble = chance < REFUSE_CHANCE, REFUSE_CHANCE <= chance < REFUSE_CHANCE + TROUBLE_CHANCE
+        refuse, trouble = (
+            chance < REFUSE_CHANCE,
+            REFUSE_CHANCE <= chance < REFUSE_CHANCE + TROUBLE_CHANCE,
+        )
         return Noted(n=self._number(), key=key or "", refuse=refuse, trouble=trouble)
 
     def _number(self) -> int:
         return self._chance.randrange(10**9)
 
-    # --- the driver's own connection ----------------------------------------------------------------
+    # --- the driver's own connection ------------------------------------------------------------
     def _by_driver(self) -> None:
         txn = f"{self._name}-{self._count}"
+        self._report("begin", txn=txn)
         raw = self._raw = self._raw or self._connect()
         if self._sqlite:
             raw.execute("BEGIN IMMEDIATE")
@@ -190,8 +270,13 @@ class Writer:
             for _ in range(self._chance.randint(1, 3)):
                 kept.append(self._app.publish(raw, self._noted(key), key=key))
                 time.sleep(self._chance.random() * 0.004)  # others may slip in here, if they can
-                seq = raw.execute(self._sql("UPDATE crash_key SET n = n + 1 WHERE key = ? RETURNING n"), (key,)).fetchone()[0]
-                insert = "INSERT INTO crash_sent (message_id, kind, key, seq, txn) VALUES (?, 'event', ?, ?, ?)"
+                seq = raw.execute(
+                    self._sql("UPDATE crash_key SET n = n + 1 WHERE key = ? RETURNING n"), (key,)
+                ).fetchone()[0]
+                insert = (
+                    "INSERT INTO crash_sent (message_id, kind, key, seq, txn) "
+                    "VALUES (?, 'event', ?, ?, ?)"
+                )
                 raw.execute(self._sql(insert), (kept[-1], key, seq, txn))
             if not self._sqlite and self._chance.random() < SLOW_CHANCE:
                 time.sleep(self._chance.random() * 0.2)

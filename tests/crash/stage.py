@@ -1,10 +1,11 @@
 """Where one run takes place: a fresh database, a fresh broker, a folder of journals, plain SQL.
 
-Owns making and removing them, and the three tables of the run itself.  Nothing here imports duly: the
-checker reads with the drivers alone, so that a wrong statement of duly's cannot hide a wrong row.
+Owns making and removing them, and the three tables of the run itself.  Nothing here imports duly:
+the checker reads with the drivers alone, so that a wrong statement of duly's cannot hide a wrong
+row.
 
     crash_key     the order that transactions gave themselves: one counter per key
-    crash_sent    one row per message, in the transaction that published it; its absence is the truth
+    crash_sent    one row per message, in the transaction that published it
     crash_effect  one row per message and group, in the handler's transaction
 """
 
@@ -17,7 +18,7 @@ import time
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ HOT_KEYS = 8  # of the raw connections, few so that writers meet
 TABLES = """
 CREATE TABLE crash_key (key varchar(40) PRIMARY KEY, n integer NOT NULL);
 CREATE TABLE crash_sent (
-    message_id varchar(64) PRIMARY KEY, kind varchar(10) NOT NULL, key varchar(40), seq integer, txn varchar(60) NOT NULL);
+    message_id varchar(64) PRIMARY KEY, kind varchar(10) NOT NULL, key varchar(40), seq integer,
+    txn varchar(60) NOT NULL);
 CREATE TABLE crash_effect (
     id {identity}, grp varchar(40) NOT NULL, message_id varchar(64) NOT NULL, pid integer NOT NULL);
 CREATE INDEX crash_effect_of ON crash_effect (message_id, grp);
@@ -57,9 +59,11 @@ class Stage:
     api: str = ""  # RabbitMQ's management interface with the login
     vhost: str = ""
     through: dict[str, str] = field(default_factory=dict)  # URLs through a proxy, by peer
+    proxies: dict[str, Any] = field(default_factory=dict)
+    server: Any = None  # a private one, to be killed
     _plain: Any = None
 
-    # --- plain SQL --------------------------------------------------------------------------------
+    # --- plain SQL ------------------------------------------------------------------------------
     def connect(self) -> Any:
         """A connection of the driver's own, autocommit."""
         if self.dialect == "sqlite":
@@ -70,14 +74,15 @@ class Stage:
         return psycopg.connect(self.database, autocommit=True, connect_timeout=10)
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """What a plain statement gives; ``?`` marks a value. Connects again once when the server was away."""
+        """What a plain statement gives; ``?`` marks a value. Connects again once when the server
+        was away."""
         for last in (False, True):
             try:
                 if self._plain is None:
                     self._plain = self.connect()
                 marked = sql if self.dialect == "sqlite" else sql.replace("?", "%s")
-                cursor = self._plain.execute(marked, tuple(values) or None) if self.dialect == "postgres" else (
-                    self._plain.execute(marked, tuple(values)))  # fmt: skip
+                given = tuple(values) if values or self.dialect == "sqlite" else None
+                cursor = self._plain.execute(marked, given)  # None: psycopg then reads no '%'
                 return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
             except Exception:
                 self.forget()
@@ -93,12 +98,25 @@ class Stage:
         """Drop the plain connection; the next statement makes a new one."""
         plain, self._plain = self._plain, None
         if plain is not None:
-            try:
+            with suppress(Exception):  # a broken connection may not even close
                 plain.close()
-            except Exception:  # noqa: S110  # a broken connection may not even close
-                pass
 
-    # --- the run's own tables ---------------------------------------------------------------------
+    def broker_positions(self) -> dict[str, dict[str, int]]:
+        """How far each group is known to be done in each source of the embedded log; empty for
+        RabbitMQ."""
+        if not self.broker.startswith("embedded"):
+            return {}
+        found: dict[str, dict[str, int]] = {}
+        sql = (
+            "SELECT c.grp, t.name || '/' || (c.source % 8), c.position "
+            "FROM claim c JOIN topic t ON t.id = c.source / 8"
+        )
+        with closing(sqlite3.connect(self.broker.removeprefix("embedded:///"), timeout=30)) as log:
+            for group, source, position in log.execute(sql):
+                found.setdefault(group, {})[source] = position
+        return found
+
+    # --- the run's own tables -------------------------------------------------------------------
     def prepare(self) -> None:
         """Make the run's tables and keys."""
         with closing(self.connect()) as plain:
@@ -120,7 +138,23 @@ class Stage:
         for path in sorted(self.folder.glob(f"{pattern}.jsonl")):
             yield from read_lines(path)
 
-    # --- the end ----------------------------------------------------------------------------------
+    def keep_tables(self) -> None:
+        """Write the tables beside the journals, as evidence that outlives the database."""
+        names = [
+            "crash_sent",
+            "crash_effect",
+            "duly_outbox",
+            "duly_inbox",
+            "duly_key_hold",
+            "duly_lease",
+            "duly_effect",
+        ]
+        for name in names:
+            with (self.folder / f"table-{name}.txt").open("w") as file:
+                for row in self.rows(f"SELECT * FROM {name} ORDER BY 1"):
+                    file.write(f"{row}\n")
+
+    # --- the end --------------------------------------------------------------------------------
     def remove(self, *, keep_folder: bool = False) -> None:
         """Drop what was made on servers, and the folder unless it is evidence."""
         self.forget()
@@ -163,7 +197,8 @@ def sqlite_stage(folder: Path) -> Stage:
 
 
 def postgres_stage(folder: Path, *, postgres: str, rabbitmq: str, api: str = "") -> Stage:
-    """A stage on servers. postgres, rabbitmq: URLs of the servers; api: of the management interface."""
+    """A stage on servers. postgres, rabbitmq: URLs of the servers; api: of the management
+    interface."""
     import psycopg
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -212,7 +247,7 @@ def unfinished(stage: Stage) -> dict[str, int]:
     """What is still to be done, by where it lies; empty when everything has settled."""
     questions = {
         "outbox": "SELECT count(*) FROM duly_outbox WHERE status NOT IN ('sent', 'unrouted')",
-        "inbox": "SELECT count(*) FROM duly_inbox WHERE status IN ('ready', 'retry', 'held', 'failed')",
+        "inbox": "SELECT count(*) FROM duly_inbox WHERE status NOT IN ('done', 'skipped')",
         "holds": "SELECT count(*) FROM duly_key_hold",
     }
     found = {where: stage.number(sql) for where, sql in questions.items()}

@@ -1,11 +1,10 @@
 """A broker that keeps the harness's own record of what went through it, and refuses on request.
 
-Wraps any ``Broker``: what was handed to it, what it confirmed, what was received and acked.  A message whose
-payload says ``"refuse":true`` is refused at this door for some time, as a full queue would do; where
-the broker stores a batch whole, the rest of the batch is then not stored either.  Invariant: the
-record of a send is on the disk before the send, and that of an ack after it, so that the record
-never claims less open work than there was.
-"""
+Wraps any ``Broker``: what was handed to it, what it confirmed, what was received and acked.  A
+message whose payload says ``"refuse":true`` is refused at this door for some time, as a full queue
+would do; where the broker stores a batch whole, the rest of the batch is then not stored either.
+Invariant: the record of a send is on the disk before the send, and that of an ack after it, so that
+the record never claims less open work than there was."""
 
 from __future__ import annotations
 
@@ -13,6 +12,7 @@ import asyncio
 import random
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from duly.kernel import failpoints
@@ -20,10 +20,13 @@ from duly.ports import CONFIRMED, Delivery, Outcome, OutcomeKind, Subscription, 
 from duly.testing.journal import Journal
 
 REFUSE = b'"refuse":true'
+POISON = b'"poison":true'
 REFUSE_CHANCE = 0.5
 RECENT_SENDS = 8
 _REFUSED = Outcome(OutcomeKind.REFUSED, "the harness refused it")
-_BESIDE = Outcome(OutcomeKind.UNAVAILABLE, "stored whole or not at all, and a message of it was refused")
+_BESIDE = Outcome(
+    OutcomeKind.UNAVAILABLE, "stored whole or not at all, and a message of it was refused"
+)
 
 
 class Watch:
@@ -34,6 +37,12 @@ class Watch:
         self.sends: deque[list[str]] = deque(maxlen=RECENT_SENDS)
         self.unacked: Counter[str] = Counter()
         self.effects: set[str] = set()
+
+    def passed(self, name: str) -> None:
+        """A failpoint was passed; a renewal is written down, because its absence explains a
+        stall."""
+        if name == failpoints.LEASE_RENEWED:
+            self.journal.append("beat")
 
     def dying(self, name: str) -> None:
         """The last line before the process dies at a failpoint: what is open in it."""
@@ -47,18 +56,26 @@ class Watch:
 
 
 class WatchedBroker:
-    """``inner`` with a record. window_seconds: how far into a publish its failpoint may lie."""
+    """``inner`` with a record. window_seconds: how far into a publish its failpoint may lie.
+    healed: poison is refused until this file is there."""
 
-    def __init__(self, inner: Any, watch: Watch, *, window_seconds: float) -> None:
+    def __init__(
+        self, inner: Any, watch: Watch, *, window_seconds: float, healed: Path = Path("/nowhere")
+    ) -> None:
+        self._healed = healed
         self._inner, self._watch, self._window = inner, watch, window_seconds
         self.features = inner.features
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    async def publish(self, messages: Sequence[Any], *, deadline_seconds: float) -> Sequence[Outcome]:
+    async def publish(
+        self, messages: Sequence[Any], *, deadline_seconds: float
+    ) -> Sequence[Outcome]:
         """Record, refuse or send, record."""
-        refused = {i for i in self._first_of_keys(messages) if REFUSE in messages[i].payload and random.random() < REFUSE_CHANCE}
+        refused = {i for i in self._first_of_keys(messages) if self._refuses(messages[i].payload)}
+        if refused:
+            self._watch.journal.append("refuse", ids=[messages[i].id for i in sorted(refused)])
         if refused and self.features.atomic_batch:
             return [_REFUSED if i in refused else _BESIDE for i in range(len(messages))]
         sending = [m for i, m in enumerate(messages) if i not in refused]
@@ -68,19 +85,31 @@ class WatchedBroker:
         outcomes = iter(await self._send(sending, deadline_seconds))
         return [_REFUSED if i in refused else next(outcomes) for i in range(len(messages))]
 
+    def _refuses(self, payload: bytes) -> bool:
+        if POISON in payload:
+            return not self._healed.exists()
+        return REFUSE in payload and random.random() < REFUSE_CHANCE
+
     def _first_of_keys(self, messages: Sequence[Any]) -> list[int]:
-        """Places of messages that have none of their key before them; refused elsewhere, a batch would be torn."""
+        """Places of messages that have none of their key before them; refused elsewhere, a batch
+        would be torn."""
         firsts = {m.key: i for i, m in reversed(list(enumerate(messages)))}
         return [i for i, m in enumerate(messages) if m.key is None or firsts[m.key] == i]
 
     async def _send(self, messages: Sequence[Any], deadline_seconds: float) -> Sequence[Outcome]:
         if not messages:
             return []
-        task = asyncio.ensure_future(self._inner.publish(messages, deadline_seconds=deadline_seconds))
+        task = asyncio.ensure_future(
+            self._inner.publish(messages, deadline_seconds=deadline_seconds)
+        )
         await asyncio.wait({task}, timeout=random.random() * self._window)
         failpoints.hit(failpoints.RELAY_SENT)
         outcomes: Sequence[Outcome] = await task
-        odd = {m.id: o.kind.value for m, o in zip(messages, outcomes, strict=True) if o is not CONFIRMED and o.kind is not OutcomeKind.CONFIRMED}
+        odd = {
+            m.id: o.kind.value
+            for m, o in zip(messages, outcomes, strict=True)
+            if o is not CONFIRMED and o.kind is not OutcomeKind.CONFIRMED
+        }
         self._watch.journal.append("answer", count=len(messages), odd=odd)
         return outcomes
 
@@ -94,7 +123,9 @@ class WatchedSubscription:
 
     def __init__(self, inner: Subscription, group: str, watch: Watch) -> None:
         self._inner, self._group, self._watch = inner, group, watch
-        self._open: dict[int, tuple[str, Any]] = {}  # by the token's identity; the token is kept alive
+        self._open: dict[
+            int, tuple[str, Any]
+        ] = {}  # by the token's identity; the token is kept alive
 
     async def batches(self) -> AsyncIterator[list[Delivery]]:
         """As the inner one, each batch recorded before it is handed on."""

@@ -1,8 +1,7 @@
 """A process of the App under test: relay and consumers, to be killed.
 
-Runs until SIGTERM (drains, exit 0) or until its armed failpoint ends it.  Everything it has open is in
-its journal, ``worker-PID.jsonl``.
-"""
+Runs until SIGTERM (drains, exit 0) or until its armed failpoint ends it.  Everything it has open is
+in its journal, ``worker-PID.jsonl``."""
 
 from __future__ import annotations
 
@@ -11,6 +10,7 @@ import logging
 import os
 import random
 import signal
+from pathlib import Path
 from typing import Any
 
 from duly.brokers.embedded.broker import EmbeddedBroker
@@ -43,13 +43,17 @@ async def _serve(config: dict[str, Any], watch: Watch, plans: list[Any]) -> None
     )
     gateway = Gateway(f"{config['folder']}/gateway.jsonl", config["database"])
     app = make_app(
-        config, broker=WatchedBroker(inner, watch, window_seconds=0.004), gateway=gateway
+        config,
+        broker=WatchedBroker(
+            inner, watch, window_seconds=0.004, healed=Path(config["folder"]) / "healed"
+        ),
+        gateway=gateway,
     )
     app.hooks.add(lambda fact: _heard(fact, watch))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    arm(*plans, before=watch.dying)
+    arm(*plans, before=watch.dying, every=watch.passed)
     async with app.running(roles=config.get("roles")):
         watch.journal.append("ready")
         await stop.wait()
@@ -60,4 +64,4 @@ def _heard(fact: Fact, watch: Watch) -> None:
     if isinstance(fact, LeaseLost):
         watch.journal.append("lost", names=list(fact.names)[:3])
     elif isinstance(fact, LeaseTaken):
-        watch.journal.append("taken", count=len(fact.names))
+        watch.journal.append("taken", names=list(fact.names))

@@ -16,7 +16,7 @@ from duly.testing.clock import FakeClock
 def test_it_stands_still_until_it_is_moved() -> None:
     clock: Clock = FakeClock(1000.0)
     assert (clock.time(), clock.monotonic()) == (1000.0, 0.0)
-    time.sleep(0.01)
+    time.sleep(0.01)  # real time passes
     assert (clock.time(), clock.monotonic()) == (1000.0, 0.0)
 
 

@@ -136,7 +136,6 @@ def test_waiting_ends_with_the_commit_of_another_connection(
     assert time.monotonic() - began < 2
     threading.Timer(0.1, connection.wake).start()
     assert connection.wait(5)
-    time.sleep(0.01)
     other.close()
 
 

@@ -20,7 +20,7 @@ def test_turns_come_in_the_order_of_asking() -> None:
             threads.append(threading.Thread(target=work))
             threads[-1].start()
             while len(gate._queue) < n + 2:
-                time.sleep(0.001)
+                time.sleep(0.001)  # until the thread stands in the queue
         assert order == []
     for thread in threads:
         thread.join(5)
@@ -35,7 +35,7 @@ def test_a_thread_in_a_loop_cannot_starve_the_others() -> None:
     def loop(who: int) -> None:
         while time.monotonic() < until:
             with gate.turn(5):
-                time.sleep(0.0005)
+                time.sleep(0.0005)  # as long as a BEGIN takes
             counts[who] += 1
 
     threads = [threading.Thread(target=loop, args=(who,)) for who in range(4)]
@@ -57,7 +57,7 @@ def test_only_one_has_its_turn() -> None:
             with lock:
                 inside += 1
                 most = max(most, inside)
-            time.sleep(0.002)
+            time.sleep(0.002)  # long enough for another to slip in
             with lock:
                 inside -= 1
 

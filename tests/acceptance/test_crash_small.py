@@ -1,0 +1,61 @@
+"""The kill loop in small: both pairs, and the proof that its checker can see a loss."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.crash import planted
+from tests.crash.loop import CONSUME_AND_RELAY, Orders
+from tests.crash.pairs import PAIRS, Place, run_pair
+
+SEED = 20_261
+SQLITE, POSTGRES = PAIRS
+
+
+def orders(kills: int, *, workers: int) -> Orders:
+    """A few kills at the short lease, at the points of the main path."""
+    return Orders(
+        kills,
+        SEED,
+        slow_kills=0,
+        workers=workers,
+        minutes=1.5,
+        points=CONSUME_AND_RELAY,
+        writers=1,
+        settle_seconds=40.0,
+        least_messages=10 * kills,
+    )
+
+
+@pytest.mark.timeout(150)
+def test_forty_kills_on_files_lose_and_double_nothing(tmp_path: Path) -> None:
+    result = run_pair(SQLITE, orders(40, workers=2), Place(tmp_path, quiet=True))
+    assert result.clean, "\n".join(result.problems)
+    assert result.row.kills >= 40
+    assert result.row.attempted >= 400
+    assert result.row.delivered >= result.row.acknowledged > 0
+
+
+@pytest.mark.timeout(150)
+def test_twenty_kills_on_servers_lose_and_double_nothing(
+    tmp_path: Path, postgres_url: str, rabbitmq_url: str
+) -> None:
+    del (
+        postgres_url,
+        rabbitmq_url,
+    )  # asked for so that a missing server skips or fails as everywhere
+    assert os.environ["DULY_TEST_POSTGRES"]
+    result = run_pair(POSTGRES, orders(20, workers=2), Place(tmp_path, quiet=True))
+    assert result.clean, "\n".join(result.problems)
+    assert result.row.kills >= 20
+    assert result.row.delivered >= result.row.acknowledged > 0
+
+
+@pytest.mark.timeout(150)
+def test_a_planted_bug_is_caught(tmp_path: Path) -> None:
+    bug = next(bug for bug in planted.BUGS if bug.name == "an operator's edit of a row in flight")
+    result, caught_by = planted.run_bug(bug, Place(tmp_path, quiet=True), seed=SEED)
+    assert caught_by.startswith("unexpected"), result.problems

@@ -1,0 +1,141 @@
+"""The two pairs, each as one row: kills at every failpoint of publish, relay, consume and
+effects."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.crash import report
+from tests.crash.checker import Verdict, check
+from tests.crash.loop import PRODUCTION, RANDOM, Lease, Loop, Orders, Tally
+from tests.crash.nursery import ROOT
+from tests.crash.report import Result
+from tests.crash.stage import Stage, postgres_stage, sqlite_stage
+
+SOURCE = ROOT / "src"
+BATCH_MAX = 50 * (
+    4 + 4
+)  # four batches in flight, four that wait to be settled: the lane reader's own bound
+PAIRS = ("sqlite embedded", "postgres rabbitmq")
+
+
+class ServersMissingError(RuntimeError):
+    """A pair needs servers that no variable names."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs are kept. source: where ``duly`` is imported from."""
+
+    folder: Path = ROOT / "build" / "crash"
+    source: Path = SOURCE
+    quiet: bool = False
+
+
+def make_stage(pair: str, folder: Path) -> Stage:
+    """A fresh stage for a pair. Raises ServersMissingError."""
+    for number in range(10_000):
+        path = folder / f"{pair.replace(' ', '-')}-{os.getpid()}-{number}"
+        if not path.exists():
+            break
+    if pair == PAIRS[0]:
+        return sqlite_stage(path)
+    postgres, rabbitmq = os.environ.get("DULY_TEST_POSTGRES"), os.environ.get("DULY_TEST_RABBITMQ")
+    if not postgres or not rabbitmq:
+        raise ServersMissingError(
+            "set DULY_TEST_POSTGRES and DULY_TEST_RABBITMQ, or run: make services"
+        )
+    api = os.environ.get("DULY_TEST_RABBITMQ_API", "")
+    return postgres_stage(path, postgres=postgres, rabbitmq=rabbitmq, api=api)
+
+
+def run_pair(pair: str, orders: Orders, place: Place, *, name: str = "") -> Result:
+    """One run of the kill loop on a pair. Never raises for what the run finds."""
+    stage = make_stage(pair, place.folder)
+    tally, verdict = Tally(), Verdict()
+    loop = None
+    try:
+        loop = Loop(stage, orders, source=place.source, quiet=place.quiet)
+        tally = loop.tally
+        loop.run()
+        verdict = check(stage, batch_max=BATCH_MAX)
+    except Exception as error:  # a run that broke off is a red row, with what it saw until then
+        tally.troubles.append(f"broke off: {type(error).__name__}: {error}"[:1500])
+        if not place.quiet:
+            traceback.print_exc()
+        try:
+            verdict = check(stage, batch_max=BATCH_MAX)
+        except Exception as second:
+            tally.troubles.append(f"could not be judged: {second}"[:300])
+    result = report.make(
+        name or f"crash {pair}",
+        describe(tally, orders, verdict),
+        verdict,
+        kills=tally.kills.total(),
+        lease=orders.lease.ttl,
+        seed=orders.seed,
+        recoveries=tally.recoveries,
+        troubles=tally.troubles,
+        seconds=tally.seconds,
+    )
+    if not place.quiet:
+        print(
+            f"  kills by point: {dict(sorted(tally.kills.items()))}, "
+            f"{tally.uncounted} more with nothing open",
+            flush=True,
+        )
+    if not result.clean:
+        keep_evidence(stage, result)
+    stage.remove(keep_folder=not result.clean)
+    return result
+
+
+def keep_evidence(stage: Stage, result: Result) -> None:
+    """Keep tables and journals of a red run."""
+    result.problems.append(f"the journals are in {stage.folder}")
+    try:
+        stage.keep_tables()
+    except (
+        Exception
+    ) as error:  # a server that was killed may be gone for good; the journals are there
+        result.problems.append(f"its tables could not be kept: {error}"[:200])
+
+
+def describe(tally: Tally, orders: Orders, verdict: Verdict) -> str:
+    """The faults of a row in words."""
+    named = sum(1 for point in tally.kills if point != RANDOM)
+    slow, short = len(tally.recoveries), orders.lease
+    text = f"SIGKILL at {named} failpoints and {tally.kills[RANDOM]} times at random"
+    text += f"; {slow} at a lease of {PRODUCTION.ttl:g} s, "
+    text += f"the others at {short.ttl:g} s in forked processes"
+    stalls = f"; {verdict.stalls} living processes were too slow to renew" if verdict.stalls else ""
+    return text + stalls
+
+
+def orders_for(pair: str, kills: int, seed: int, *, minutes: float) -> Orders:
+    """The usual orders of a pair's row; a database of one writer gets fewer of them."""
+    slow = min(20, max(1, kills // 10))
+    few = pair == PAIRS[0]
+    return Orders(
+        kills,
+        seed,
+        slow_kills=slow,
+        minutes=minutes,
+        workers=2 if few else 3,
+        writers=1 if few else 2,
+    )
+
+
+__all__ = [
+    "BATCH_MAX",
+    "PAIRS",
+    "Lease",
+    "Place",
+    "ServersMissingError",
+    "make_stage",
+    "orders_for",
+    "run_pair",
+]

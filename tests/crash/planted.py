@@ -1,0 +1,98 @@
+"""Bugs on purpose: each is a replacement in a copy of ``src``, and each must turn a run red.
+
+A checker that never failed proves nothing.  Every patch must fit exactly once, or the run fails;
+the same orders without a patch must be clean, or "caught" means nothing."""
+
+from __future__ import annotations
+
+import shutil
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.crash.loop import SHORT, Orders
+from tests.crash.pairs import PAIRS, Place, run_pair
+from tests.crash.report import Result
+
+SQLITE, POSTGRES = PAIRS
+KILLS = 24
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One planted bug. changes: (file below src/duly, what stands there once, what is put
+    there)."""
+
+    name: str
+    pair: str
+    points: tuple[str, ...]
+    changes: tuple[tuple[str, str, str], ...]
+    kills: int = KILLS
+    meddle: bool = False
+    expected: tuple[str, ...] = field(default=("lost", "unexpected", "order_breaks", "unexplained"))
+
+
+def read_bugs() -> tuple[Bug, ...]:
+    """The bugs of ``planted.toml``."""
+    found = []
+    for table in tomllib.loads(Path(__file__).with_suffix(".toml").read_text())["bug"]:
+        changes = tuple((c["file"], c["old"], c["new"]) for c in table.pop("change"))
+        found.append(Bug(**{**table, "points": tuple(table["points"]), "changes": changes}))
+    return tuple(found)
+
+
+BUGS = read_bugs()
+
+
+def plant(bug: Bug, source: Path, folder: Path) -> Path:
+    """A copy of ``source`` with the bug. Raises ValueError when a change does not fit exactly
+    once."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file, old, new in bug.changes:
+        path = folder / "duly" / file
+        text = path.read_text()
+        if text.count(old) != 1:
+            raise ValueError(
+                f"{bug.name}: {text.count(old)} places in {file} look like {old[:60]!r}"
+            )
+        path.write_text(text.replace(old, new))
+    return folder
+
+
+def run_bug(bug: Bug, place: Place, *, seed: int) -> tuple[Result, str]:
+    """The run with the bug, and which check caught it; empty when none did."""
+    source = plant(
+        bug, place.source, place.folder / f"planted-{bug.name.replace(' ', '-')}" / "src"
+    )
+    quiet = Place(place.folder, source, quiet=True)
+    result = run_pair(bug.pair, orders(bug, seed), quiet, name=f"planted {bug.name}")
+    shutil.rmtree(source.parent, ignore_errors=True)  # made anew by every run
+    found = [problem for problem in result.problems if problem.startswith(bug.expected)]
+    return result, found[0] if found else ""
+
+
+def orders(bug: Bug, seed: int) -> Orders:
+    """Small, at the bug's own failpoints."""
+    few = bug.pair == SQLITE
+    return Orders(
+        bug.kills, seed, slow_kills=0, workers=2, minutes=2.0, points=bug.points,
+        writers=1 if few else 2,
+        lease=SHORT, settle_seconds=25.0, meddle=bug.meddle, least_messages=900,
+    )  # fmt: skip
+
+
+def control(pair: str, seed: int, place: Place, bugs: Sequence[Bug] = BUGS) -> Result:
+    """The same orders without a bug, for all bugs of a pair at once: must be clean."""
+    mine = [bug for bug in bugs if bug.pair == pair]
+    points = tuple(dict.fromkeys(point for bug in mine for point in bug.points))
+    all_of_them = Bug(
+        "control", pair, points, (), kills=KILLS, meddle=any(bug.meddle for bug in mine)
+    )
+    return run_pair(
+        pair,
+        orders(all_of_them, seed),
+        Place(place.folder, place.source, quiet=True),
+        name=f"control {pair}",
+    )
