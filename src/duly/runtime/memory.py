@@ -164,6 +164,7 @@ class LaneMemory:
     def judge(self, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Row]:
         """Take in how rows ended; returns those that were put back."""
         later: list[Row] = []
+        keys_later: set[Key] = set()
         for row, verdict in zip(rows, verdicts, strict=True):
             if verdict.kind is K.DONE:
                 self.settling.append((row, "sent"))
@@ -171,10 +172,12 @@ class LaneMemory:
                 self.settling.append((row, "unrouted"))
             elif verdict.kind is K.SETTLED:
                 self._settled(row)
-            elif verdict.kind in _STORED:
+            elif verdict.kind in _STORED and self._order_key(row) not in keys_later:
                 self._failed(row, verdict)
-            else:
+            else:  # also a failure behind a row of its key that was not tried: it must not come first
                 later.append(row)
+                if (key := self._order_key(row)) is not None:
+                    keys_later.add(key)
         if later:
             topics = {row.topic for row in later}
             whole = any(verdict.kind is K.LATER for verdict in verdicts)

@@ -1,0 +1,1 @@
+"""What is measured of duly: whole programs that a user could have written, one process each."""

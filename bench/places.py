@@ -1,0 +1,95 @@
+"""Where a row is measured: a fresh database, virtual host or folder, gone when its block ends.
+
+Invariant: nothing is left on the servers, whatever ends a row.  The servers are those of ``make
+services``, by their environment variables.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import urllib.request
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+from uuid import uuid4
+
+import psycopg
+
+__all__ = ["database", "folder", "queue_facts", "server", "virtual_host"]
+
+API_SECONDS = 15.0
+
+
+def server(variable: str) -> str:
+    """The URL of a server. Raises RuntimeError where there is none."""
+    url = os.environ.get(variable)
+    if not url:
+        raise RuntimeError(f"{variable} is not set; run: make services")
+    return url
+
+
+@contextmanager
+def database() -> Iterator[str]:
+    """A fresh PostgreSQL database."""
+    url = server("DULY_TEST_POSTGRES")
+    name = f"duly_bench_{uuid4().hex[:12]}"
+    with psycopg.connect(url, autocommit=True, connect_timeout=10) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+        try:
+            yield urlsplit(url)._replace(path=f"/{name}").geturl()
+        finally:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def virtual_host() -> Iterator[str]:
+    """A fresh virtual host of RabbitMQ."""
+    url = server("DULY_TEST_RABBITMQ")
+    name = f"duly-bench-{uuid4().hex[:12]}"
+    _api("PUT", f"/api/vhosts/{name}")
+    try:
+        user = unquote(urlsplit(url).username or "guest")
+        rights = {"configure": ".*", "write": ".*", "read": ".*"}
+        _api("PUT", f"/api/permissions/{name}/{user}", rights)
+        yield urlsplit(url)._replace(path=f"/{name}").geturl()
+    finally:
+        _api("DELETE", f"/api/vhosts/{name}")
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A fresh folder on the disk of the checkout."""
+    with tempfile.TemporaryDirectory(prefix="duly-bench-", dir=os.environ.get("TMPDIR")) as made:
+        yield Path(made)
+
+
+def queue_facts(broker: str, queue: str) -> dict[str, Any]:
+    """What RabbitMQ says of a queue: its type, and whether it is durable."""
+    host = quote(urlsplit(broker).path[1:], safe="")
+    said = _api("GET", f"/api/queues/{host}/{quote(queue, safe='')}")
+    return {"queue_type": said["arguments"].get("x-queue-type"), "durable": said["durable"]}
+
+
+def _api(method: str, path: str, body: Any = None) -> Any:
+    """Ask the management interface, at DULY_TEST_RABBITMQ_API or its usual port."""
+    at = urlsplit(server("DULY_TEST_RABBITMQ"))
+    usual = f"http://{at.username}:{at.password}@{at.hostname}:{(at.port or 5672) + 10_000}"
+    api = urlsplit(os.environ.get("DULY_TEST_RABBITMQ_API", usual))
+    login = f"{unquote(api.username or 'guest')}:{unquote(api.password or 'guest')}".encode()
+    request = urllib.request.Request(
+        f"{api.scheme}://{api.hostname}:{api.port}{path}",
+        data=None if body is None else json.dumps(body).encode(),
+        method=method,
+        headers={
+            "Authorization": f"Basic {b64encode(login).decode()}",
+            "Content-Type": "application/json",
+        },
+    )
+    with urllib.request.urlopen(request, timeout=API_SECONDS) as answer:
+        text = answer.read()
+    return json.loads(text) if text else None
