@@ -174,7 +174,7 @@ class LaneMemory:
                 self._settled(row)
             elif verdict.kind in _STORED and self._order_key(row) not in keys_later:
                 self._failed(row, verdict)
-            else:  # also a failure behind a row of its key that was not tried: it must not come first
+            else:  # also a failure behind a row of its key that was not tried: that comes first
                 later.append(row)
                 if (key := self._order_key(row)) is not None:
                     keys_later.add(key)
