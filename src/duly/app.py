@@ -11,13 +11,13 @@ import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
 from duly.adapters import make_broker, make_database
 from duly.config import Settings, load
 from duly.errors import ConfigurationError
 from duly.frameworks import join_of
-from duly.inbox.handlers import HandlerRegistry
+from duly.inbox.handlers import HandlerOptions, HandlerRegistry
 from duly.kernel.backoff import Retry
 from duly.kernel.durations import Duration, seconds
 from duly.kernel.names import check_name
@@ -272,12 +272,18 @@ class App:
         return publisher.unstored(target, message, kind=kind, policy=policy, **rest)
 
     # --- handlers ---
-    def on(self, event_type: type, *, group: str, **options: Any) -> Callable[[F], F]:
-        """Register a handler of an event for a group; options as ``HandlerRegistry.on``."""
+    def on(
+        self, event_type: type, *, group: str, **options: Unpack[HandlerOptions]
+    ) -> Callable[[F], F]:
+        """Register a handler of an event for a group; options as in ``HandlerOptions``.
+
+        Guarantee: its database work takes effect once per message. On failure: rolled back and
+        tried again by ``retry``. Idempotence: by the message's id, or by ``dedupe``.
+        """
         return self.handlers.on(event_type, group=group, **options)
 
-    def handle(self, command_type: type, **options: Any) -> Callable[[F], F]:
-        """Register the one handler of a command; options as ``HandlerRegistry.handle``."""
+    def handle(self, command_type: type, **options: Unpack[HandlerOptions]) -> Callable[[F], F]:
+        """Register the one handler of a command; options and promises as ``on``."""
         return self.handlers.handle(command_type, **options)
 
     # --- running ---

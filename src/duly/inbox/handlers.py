@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 from duly.errors import ConfigurationError
 from duly.kernel.backoff import Retry
@@ -23,7 +23,7 @@ from duly.kernel.names import check_name
 from duly.message import Message, MessageType, Registry
 from duly.ports import Finding, Severity, SubscriptionSpec, TopicSpec
 
-__all__ = ["BATCH_DEFAULT", "Handler", "HandlerRegistry"]
+__all__ = ["BATCH_DEFAULT", "Handler", "HandlerOptions", "HandlerRegistry"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Order = Literal["none", "key"]
@@ -106,6 +106,36 @@ class Handler:
         return found
 
 
+class HandlerOptions(TypedDict, total=False):
+    """How a handler is run.
+
+    name: stable for ever, part of the dedupe record; default the group and the wire name. retry:
+    how often and when a failed message is tried again. order: ``key`` runs the messages of one key
+    one after the other. dedupe: gives a business key instead of the message's id. batch: how many
+    messages a handler of ``list[...]`` gets at once. concurrency: threads or tasks. on_exhausted:
+    whether a key goes on behind a message that has failed for good.
+    """
+
+    name: str | None
+    retry: Retry | None
+    order: Order
+    dedupe: Callable[[Any], Any] | None
+    batch: int | None
+    concurrency: int | None
+    on_exhausted: Exhausted
+
+
+_DEFAULTS = HandlerOptions(
+    name=None,
+    retry=None,
+    order="none",
+    dedupe=None,
+    batch=None,
+    concurrency=None,
+    on_exhausted="skip",
+)
+
+
 class HandlerRegistry:
     """The handlers of one App, by group and wire name."""
 
@@ -115,44 +145,20 @@ class HandlerRegistry:
         self._doubles: list[Handler] = []
 
     def on(
-        self,
-        event_type: type,
-        *,
-        group: str,
-        name: str | None = None,
-        retry: Retry | None = None,
-        order: Order = "none",
-        dedupe: Callable[[Any], Any] | None = None,
-        batch: int | None = None,
-        concurrency: int | None = None,
-        on_exhausted: Exhausted = "skip",
+        self, event_type: type, *, group: str, **options: Unpack[HandlerOptions]
     ) -> Callable[[F], F]:
-        """Register a handler of an event for a group.
+        """Register a handler of an event for a group; see ``HandlerOptions``.
 
-        name: stable for ever, part of the dedupe record; default the group and the wire name.
-        order: ``key`` runs the events of one key one after the other. dedupe: gives a business key
-        instead of the message's id. batch: how many messages a handler of ``list[...]`` gets at
-        once. concurrency: threads or tasks. on_exhausted: whether a key goes on behind a message
-        that has failed for good. Raises ConfigurationError.
+        Raises ConfigurationError.
         """
         spec = self._registry.of(event_type)
         if spec.kind != "event":
             raise ConfigurationError(f"{spec.name} is a command: use handle")
         check_name(group, "group")
+        chosen = _chosen(options)
 
         def register(function: F) -> F:
-            handler = _handler(
-                function,
-                spec,
-                group=group,
-                name=name,
-                retry=retry,
-                order=order,
-                dedupe=dedupe,
-                batch=batch,
-                concurrency=concurrency,
-                on_exhausted=on_exhausted,
-            )
+            handler = _handler(function, spec, group=group, **chosen)
             if (spec.name, spec.version) in self._groups.get(group, {}):
                 raise ConfigurationError(
                     f"group {group} has two handlers of {spec.name}", code="TWO_HANDLERS"
@@ -162,42 +168,17 @@ class HandlerRegistry:
 
         return register
 
-    def handle(
-        self,
-        command_type: type,
-        *,
-        name: str | None = None,
-        retry: Retry | None = None,
-        order: Order = "none",
-        dedupe: Callable[[Any], Any] | None = None,
-        batch: int | None = None,
-        concurrency: int | None = None,
-        on_exhausted: Exhausted = "skip",
-    ) -> Callable[[F], F]:
-        """Register the handler of a command; its group is the command's queue. Parameters and
-        errors as ``on``.
-        """
+    def handle(self, command_type: type, **options: Unpack[HandlerOptions]) -> Callable[[F], F]:
+        """Register the handler of a command; its group is the command's queue. Errors as ``on``."""
         spec = self._registry.of(command_type)
         if spec.kind != "command":
             raise ConfigurationError(f"{spec.name} is an event: use on(..., group=...)")
+        chosen = _chosen(options)
 
         def register(function: F) -> F:
-            handler = _handler(
-                function,
-                spec,
-                group=spec.topic,
-                name=name,
-                retry=retry,
-                order=order,
-                dedupe=dedupe,
-                batch=batch,
-                concurrency=concurrency,
-                on_exhausted=on_exhausted,
-            )
+            handler = _handler(function, spec, group=spec.topic, **chosen)
             if (spec.name, spec.version) in self._groups.get(spec.topic, {}):
-                self._doubles.append(
-                    handler
-                )  # told at the start, with everything else that is wrong
+                self._doubles.append(handler)  # told at the start, with all else that is wrong
             else:
                 self._add(handler)
             return function
@@ -282,6 +263,14 @@ class HandlerRegistry:
                     f"group {handler.group} has two handlers named {handler.name}"
                 )
         members[handler.type.name, handler.type.version] = handler
+
+
+def _chosen(options: HandlerOptions) -> HandlerOptions:
+    unknown = sorted(options.keys() - _DEFAULTS.keys())
+    if unknown:
+        known = ", ".join(sorted(_DEFAULTS))
+        raise ConfigurationError(f"no handler option {unknown[0]!r}; there are {known}")
+    return {**_DEFAULTS, **options}
 
 
 def _handler(function: Any, spec: MessageType, **options: Any) -> Handler:
