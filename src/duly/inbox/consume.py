@@ -71,6 +71,8 @@ class Consumer:
         self._in_flight_max = in_flight_max
         self._crews: dict[Handler, Crew] = {}
         self._ended: deque[_Ended] = deque()
+        self._waiting: dict[Handler, deque[Entry]] = {}
+        self._jobs: Counter[Handler] = Counter()  # with the crews: queued or under way
         self._notified = False
         self._in_flight = 0
         self._room = asyncio.Event()
@@ -114,8 +116,11 @@ class Consumer:
         self.stop()
         failpoints.hit(failpoints.DRAIN_STARTED)
         queued = [task for crew in self._crews.values() for task in crew.stop()]
-        await self._release([token for task in queued for token in task.job.tokens])
-        self._in_flight -= sum(len(task.job.tokens) for task in queued)
+        tokens = [token for task in queued for token in task.job.tokens]
+        tokens += [entry.delivery.token for waiting in self._waiting.values() for entry in waiting]
+        self._waiting.clear()
+        await self._release(tokens)
+        self._in_flight -= len(tokens)
         ended = await asyncio.gather(*(crew.join(timeout_seconds) for crew in self._crews.values()))
         self._crews.clear()
         self._collect()
@@ -228,20 +233,32 @@ class Consumer:
         await asyncio.sleep(TROUBLE_SECONDS)
 
     def _hand_out(self, entries: Sequence[Entry]) -> None:
-        by_handler: dict[Handler, list[Entry]] = {}
         for entry in entries:
-            by_handler.setdefault(entry.handler, []).append(entry)
-        began = time.monotonic()
-        for handler, mine in by_handler.items():
-            crew = self._crews.get(handler)
-            if crew is None:
-                crew = self._crews[handler] = crew_of(self._context, handler)
-            size = handler.batch or 1
-            for start in range(0, len(mine), size):
-                job = _job(handler, mine[start : start + size])
-                crew.submit(
-                    Task(job, lambda done, endings: self._done(done, endings, began), stores=True)
+            self._waiting.setdefault(entry.handler, deque()).append(entry)
+        for handler in {entry.handler for entry in entries}:
+            self._start(handler)
+
+    def _start(self, handler: Handler) -> None:
+        """Give full jobs to the crew at once, a smaller one only while it has none in reserve.
+
+        A broker delivers in the small pieces of its socket; what comes while every worker is busy
+        grows into one batch instead of many transactions.
+        """
+        crew = self._crews.get(handler)
+        if crew is None:
+            crew = self._crews[handler] = crew_of(self._context, handler)
+        waiting, size, began = self._waiting[handler], handler.batch or 1, time.monotonic()
+        workers = handler.concurrency or self._context.workers
+        while waiting and (len(waiting) >= size or self._jobs[handler] <= workers):
+            mine = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+            self._jobs[handler] += 1
+            crew.submit(
+                Task(
+                    _job(handler, mine),
+                    lambda done, endings: self._done(done, endings, began),
+                    stores=True,
                 )
+            )
 
     # --- ends -------------------------------------------------------------------------------------
     def _done(self, job: Job, endings: Sequence[Ending], began: float) -> None:
@@ -261,8 +278,11 @@ class Consumer:
         while self._ended:
             one = self._ended.popleft()
             ended.append(one)
+            self._jobs[one.job.handler] -= 1
             for token, ending in zip(one.job.tokens, one.endings, strict=True):
                 (acks if ending.end in _FINISHED else back).append(token)
+        for handler in {one.job.handler for one in ended} if not self._stopping else ():
+            self._start(handler)
         if ended:
             self._report(ended)
             task = asyncio.ensure_future(self._answer(acks, back))
