@@ -82,6 +82,11 @@ class Health:
         with self._lock:
             self._roles[role] = replace(self._roles[role], state=RoleState.STOPPED, code="")
 
+    def finished(self, role: str) -> None:
+        """An expected role has done what it was there for; nothing more is expected of it."""
+        with self._lock:
+            self._roles.pop(role, None)
+
     def report(self) -> Report:
         """How every role is now. A process without roles is live but not ready."""
         with self._lock:

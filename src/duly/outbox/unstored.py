@@ -104,8 +104,12 @@ class UnstoredSender:
 
     async def _attempt(self, message: Message) -> Outcome:
         if self._broker is None:
-            self._broker = self._make_broker()
-            await self._broker.start()
+            broker = self._make_broker()
+            try:
+                await broker.start()
+            except DulyError as error:
+                return Outcome(OutcomeKind.UNAVAILABLE, f"{error.code}: {error.detail}")
+            self._broker = broker
         (outcome,) = await self._broker.publish([message], deadline_seconds=self._timeout_seconds)
         return outcome
 

@@ -109,6 +109,8 @@ class Box:
         """
         row = failure.row
         yield from self._guard(failure)
+        if row.key is not None:
+            yield self._lock([(row.topic, row.key)])  # the hold before the row, as everywhere
         values = {
             "id": row.id,
             "message_id": row.message_id,

@@ -104,7 +104,7 @@ class Supervisor:
                 return
 
     async def _keep(self, name: str, make: Callable[[], Role]) -> None:
-        crashes = 0
+        crashes, finished = 0, False
         self._health.expect(name, within_seconds=STALL_SECONDS)
         watch = asyncio.create_task(self._turn(name))
         try:
@@ -112,6 +112,7 @@ class Supervisor:
                 role = self._running[name] = make()
                 try:
                     await role.run()
+                    finished = not self._stopping.is_set()
                     return
                 except (ConfigurationError, SchemaError):
                     raise
@@ -126,7 +127,10 @@ class Supervisor:
         finally:
             watch.cancel()
             self._running.pop(name, None)
-            self._health.stopped(name)
+            if finished:
+                self._health.finished(name)
+            else:
+                self._health.stopped(name)
 
     async def _turn(self, name: str) -> None:
         while True:

@@ -21,6 +21,7 @@ import click
 from duly.admin.cli.output import EXIT_OK, note
 from duly.admin.cli.target import require_app
 from duly.config import chosen_app
+from duly.observe.logging import log_fact
 from duly.running import ROLES, Running
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def _run_workers(app: App, spec: str, count: int, *, options: Sequence[str]) -> 
 
 async def _serve(app: App, roles: Sequence[str] | None, heartbeat_fd: int | None) -> None:
     loop = asyncio.get_running_loop()
+    app.hooks.add(log_fact)  # what fails for good leaves a line, whatever logging is set up
     async with app.running(roles) as running:
         for which in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(which, partial(_on_signal, which, running, []))
