@@ -266,7 +266,7 @@ async def test_not_found_is_not_final_while_the_caller_may_still_run(world: Worl
     provider = Provider()
     register(world, provider, key_as="idempotency_key", reconcile=provider.find)
     await stranded(world, provider, alive=False, over=False)
-    assert await rerun(world) == ["later:EFFECT_IS_LIVE"]
+    assert await rerun(world) == ["wait:EFFECT_IS_LIVE"]
     assert provider.calls == []
     world.query("UPDATE duly_effect SET until = created_at")
     assert await rerun(world) == ["settled:"]
@@ -279,7 +279,7 @@ async def test_a_live_intent_of_another_process_is_waited_for_and_never_called(
     provider = Provider()
     register(world, provider, key_as="idempotency_key")
     await stranded(world, provider, alive=True, over=False)
-    assert await rerun(world) == ["later:EFFECT_IS_LIVE"]
+    assert await rerun(world) == ["wait:EFFECT_IS_LIVE"]
     assert provider.calls == []
     assert [row["attempts"] for row in world.inbox()] == [1], "waiting uses up no attempt"
 

@@ -46,7 +46,7 @@ _VERDICTS = {
     End.FAILED: VerdictKind.FAILED,
     End.HELD: VerdictKind.HELD,
     End.BUSY: VerdictKind.HELD,
-    End.LATER: VerdictKind.LATER,
+    End.LATER: VerdictKind.WAIT,
     End.AGAIN: VerdictKind.LATER,
 }
 

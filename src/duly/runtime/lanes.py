@@ -40,6 +40,7 @@ from duly.runtime.work import LaneWork, Row, Verdict, VerdictKind
 __all__ = ["LaneReader", "LaneTiming"]
 
 DEADLINE_MIN_SECONDS = 0.3  # nothing is handed over with less time than this, or this share of ttl
+WAIT_SECONDS = 0.5  # of a row that waits for somebody else
 HORIZON_SECONDS = 0.05  # between two looks at who is writing
 IDLE_SWEEP_SECONDS = 60.0  # a reader that had nothing to do since its last sweep sweeps this rarely
 
@@ -404,8 +405,10 @@ class LaneReader:
 
     def _failure(self, row: Row, verdict: Verdict, term: LeaseTerm) -> Failure:
         retry = self._work.retry_of(row)
-        attempts = row.attempts + 1
-        again = verdict.kind is K.RETRY and not retry.exhausted(attempts)
+        waits = verdict.kind is K.WAIT
+        attempts = row.attempts + (not waits)
+        again = waits or (verdict.kind is K.RETRY and not retry.exhausted(attempts))
+        delay = WAIT_SECONDS if waits else retry.delay(attempts, random.random())
         return Failure(
             row=row,
             term=term,
@@ -413,7 +416,7 @@ class LaneReader:
             status="retry" if again else "held" if verdict.kind is K.HELD else "failed",
             attempts=attempts,
             error=verdict.error[:1000] or "UNKNOWN",
-            delay_seconds=retry.delay(attempts, random.random()) if again else None,
+            delay_seconds=delay if again else None,
             blocks=self._work.order_key(row) is not None and (again or self._work.blocks(row)),
         )
 

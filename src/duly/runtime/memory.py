@@ -31,7 +31,7 @@ from duly.runtime.work import LaneWork, Row, Verdict, VerdictKind
 __all__ = ["LaneMemory"]
 
 K = VerdictKind
-_STORED = (K.RETRY, K.FAILED, K.HELD)
+_STORED = (K.RETRY, K.WAIT, K.FAILED, K.HELD)
 
 
 class LaneMemory:

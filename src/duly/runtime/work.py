@@ -45,6 +45,7 @@ class VerdictKind(Enum):
     SETTLED = "settled"  # the work has settled it in its own transaction
     STALE = "stale"  # not done: read it again, if it is still ours
     RETRY = "retry"  # uses up an attempt; failed after the last one
+    WAIT = "wait"  # again in a moment; nobody's fault, uses up no attempt, only this row waits
     FAILED = "failed"  # permanent: no more attempts
     HELD = "held"  # for a person to decide
     LATER = "later"  # not tried, or nobody knows: again, without using up an attempt

@@ -254,3 +254,23 @@ async def test_a_failure_under_a_lost_lease_is_not_stored(database: SqliteDataba
             assert raw.execute("SELECT status, attempts FROM duly_outbox").fetchall() == [
                 ("ready", 0)
             ]
+
+
+async def test_a_row_that_waits_for_somebody_uses_up_no_attempt_and_stops_nobody(
+    database: SqliteDatabase,
+) -> None:
+    connection = database.connect()
+    ids = store(connection, ["a", "a", "b"])
+    waiting = Verdict(VerdictKind.WAIT, "EFFECT_IS_LIVE: charge")
+    tries = 0
+
+    def answer(row: Row) -> Verdict:
+        nonlocal tries
+        tries += row.message_id == ids[0]
+        return waiting if row.message_id == ids[0] and tries < 3 else DONE
+
+    work = Script(answer, attempts=1)
+    async with running(database, work):
+        await until(lambda: not rows_left(database))
+    assert [row.message_id for row in work.done] == [ids[2], ids[0], ids[1]]
+    assert {row.attempts for row in work.tried} == {0}
