@@ -453,4 +453,5 @@ class LaneReader:
             self._memory.put_back_queued(lambda row: row.lane in leaving)
             free = leaving - {row.lane for row in self._memory.busy.values()}
             if free:
+                self._memory.release(free)
                 self._start("release", lambda: self._own.release(free))

@@ -125,6 +125,14 @@ class LaneMemory:
         self._holds.clear()
         self._known = frozenset()
 
+    def release(self, lanes: Collection[int]) -> None:
+        """These lanes go to somebody else: what is being read of them is void, and should they come
+        back, their holds are learned anew.
+        """
+        if not self._known.isdisjoint(lanes):
+            self._known -= frozenset(lanes)
+            self.epoch += 1
+
     def holds_died(self, keys: Collection[Key]) -> None:
         """These holds are gone from the table, and others may be free to drain."""
         self._holds -= set(keys) - self._in_question()

@@ -52,3 +52,14 @@ def test_a_failure_in_front_is_stored_and_what_follows_it_waits() -> None:
     memory.admit([row(2, "a")], drained=False)
     assert memory.take(10) == []
     assert [other.id for other in memory.following] == [2]
+
+
+def test_a_lane_that_was_given_back_is_unknown_and_voids_the_read_under_way() -> None:
+    """Else its rows are sent by two nodes, and a lane that comes back is read without its holds."""
+    memory, _ = taken()
+    epoch = memory.epoch
+    memory.release({3, 4})
+    assert memory.known_lanes == frozenset(range(64)) - {3, 4}
+    assert memory.epoch > epoch
+    memory.release({3})
+    assert memory.epoch == epoch + 1
