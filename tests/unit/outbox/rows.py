@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from sqlalchemy import text
@@ -27,7 +28,7 @@ class Rows:
     def ago(self, seconds: float) -> str:
         """An expression for a time in the past."""
         if self.database.dialect == "sqlite":
-            return f"(julianday('now') - 2440587.5) * 86400.0 - {seconds}"
+            return repr(time.time() - seconds)  # SQLite's own clock has whole milliseconds only
         return f"clock_timestamp() - make_interval(secs => {seconds})"
 
     def outbox(self, **given: Any) -> int:

@@ -20,6 +20,7 @@ APPLICATION_ID = 0x64756C79  # "duly"
 SCHEMA_VERSION = 1
 PAGE_BYTES = 8192
 CHECKPOINT_PAGES = 2000
+_AGAIN_SECONDS = 0.01
 
 # chunk: messages of one source that were published together, packed; last = offset of its last
 # message. claim: what one group has of one source: position = all at or below it is done; token
@@ -68,15 +69,24 @@ def open_file(path: str, *, busy_seconds: float) -> sqlite3.Connection:
     Raises ConfigurationError (another program's file, a newer schema, no right to write),
     BrokerUnavailableError.
     """
-    db = None
-    try:
-        db = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None)
-        _configure(db)
-        return db
-    except (sqlite3.Error, DulyError) as error:
-        if db is not None:
-            db.close()
-        raise map_error(error, path) from error
+    limit = time.monotonic() + busy_seconds
+    while True:
+        db = None
+        try:
+            db = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None)
+            _configure(db)
+            return db
+        except (sqlite3.Error, DulyError) as error:
+            if db is not None:
+                db.close()
+            # Of several that make a new file at once, SQLite turns some away without waiting.
+            if not _is_busy(error) or time.monotonic() >= limit:
+                raise map_error(error, path) from error
+        time.sleep(_AGAIN_SECONDS)
+
+
+def _is_busy(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _configure(db: sqlite3.Connection) -> None:
@@ -100,8 +110,9 @@ def _configure(db: sqlite3.Connection) -> None:
 
 
 def _identity(db: sqlite3.Connection) -> tuple[int, int]:
-    owner = db.execute("PRAGMA application_id").fetchone()[0]
-    version = db.execute("PRAGMA user_version").fetchone()[0]
+    # In one statement, so of one moment: another process may be making the file.
+    text = "SELECT application_id, user_version FROM pragma_application_id, pragma_user_version"
+    owner, version = db.execute(text).fetchone()
     return owner, version
 
 

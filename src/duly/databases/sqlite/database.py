@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from duly.databases.sqlite.engine import ImmediateConnection, sqlite_engine
+from duly.databases.sqlite.engine import ImmediateConnection, sqlite_engine, use_wal
 from duly.databases.sqlite.gate import gate_of
 from duly.databases.sqlite.inspection import inspect_file
 from duly.databases.statements import Sql, drive, load_migrations, load_statements, single
@@ -83,7 +83,7 @@ class SqliteDatabase:
         except sqlite3.Error as error:
             raise self.map_error(error) from error
         try:
-            raw.execute("PRAGMA journal_mode=WAL").fetchone()
+            use_wal(raw.cursor(), self.busy_seconds)
             raw.execute("PRAGMA synchronous=FULL")
             raw.execute("PRAGMA foreign_keys=ON")
             return SqliteConnection(self, raw)

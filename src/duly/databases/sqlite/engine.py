@@ -9,11 +9,14 @@ begins, and mark their connections so that this can be checked (``ImmediateConne
 from __future__ import annotations
 
 import sqlite3
+import time
 from typing import Any
 
 from duly.errors import MissingExtraError
 
-__all__ = ["ImmediateConnection", "sqlite_engine"]
+__all__ = ["ImmediateConnection", "sqlite_engine", "use_wal"]
+
+_AGAIN_SECONDS = 0.01
 
 
 class ImmediateConnection(sqlite3.Connection):
@@ -65,8 +68,8 @@ def sqlite_engine(
     def prepare(connection: Any, record: Any) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
+        use_wal(cursor, busy_seconds)
         for pragma in (
-            "journal_mode=WAL",
             f"synchronous={_word(synchronous)}",
             f"foreign_keys={int(foreign_keys)}",
         ):
@@ -78,6 +81,25 @@ def sqlite_engine(
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def use_wal(cursor: Any, busy_seconds: float) -> None:
+    """Put the file into WAL mode, waiting for others that do the same at most ``busy_seconds``.
+
+    The first connections to a new file all hold a read lock and want the exclusive one: SQLite's
+    busy handler does not wait there, since two that wait would wait for each other.
+    """
+    limit = time.monotonic() + busy_seconds
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.fetchone()
+            return
+        except sqlite3.OperationalError as error:
+            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() >= limit:
+                raise
+        time.sleep(_AGAIN_SECONDS)
 
 
 def _word(value: str) -> str:

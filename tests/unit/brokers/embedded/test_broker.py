@@ -175,7 +175,8 @@ async def test_topics_and_peek(url: str) -> None:
 
 # --- several processes ----------------------------------------------------------------------------
 PROGRAM = """
-import asyncio, sys
+import asyncio, signal, sys
+from threading import get_ident
 from duly.brokers.embedded import EmbeddedBroker
 from duly.ports import SubscriptionSpec, TopicSpec
 from duly.testing.broker_target import message
@@ -189,6 +190,18 @@ async def read(broker):
             print(d.source, d.position, d.message.payload.decode(), flush=True)
         await subscription.ack([d.token for d in batch])
 
+async def freeze(broker):
+    subscription = await broker.subscribe(SubscriptionSpec("readers", (TOPIC,)))
+    frozen = False
+    async for batch in subscription.batches():
+        await subscription.ack([d.token for d in batch])
+        if frozen:
+            continue
+        frozen = True
+        # From its own thread, so between two transactions: a process that is stopped while it
+        # holds the file's write lock stops every other one too.
+        broker._engine.submit(lambda log: signal.pthread_kill(get_ident(), signal.SIGSTOP))
+
 async def write(broker, name, count):
     for n in range(int(count)):
         batch = [message(TOPIC, 10 * n + i, key=name) for i in range(10)]
@@ -198,7 +211,7 @@ async def write(broker, name, count):
 async def main(url, verb, *args):
     broker = EmbeddedBroker(url)
     await broker.start()
-    await {"read": read, "write": write}[verb](broker, *args)
+    await {"freeze": freeze, "read": read, "write": write}[verb](broker, *args)
     await broker.close()
 
 asyncio.run(main(*sys.argv[1:]))
@@ -224,6 +237,12 @@ async def until_first_line(child: subprocess.Popen[bytes]) -> None:
     assert line
 
 
+async def until_stopped(child: subprocess.Popen[bytes]) -> None:
+    stopped = asyncio.to_thread(os.waitpid, child.pid, os.WUNTRACED)
+    _, status = await asyncio.wait_for(stopped, 10.0)
+    assert os.WIFSTOPPED(status)
+
+
 async def test_a_killed_reader_is_replaced_within_five_seconds(url: str) -> None:
     async with started(url) as broker:
         await broker.declare([TOPIC], [SPEC])
@@ -244,10 +263,9 @@ async def test_a_killed_reader_is_replaced_within_five_seconds(url: str) -> None
 async def test_a_stopped_reader_wakes_up_fenced(url: str) -> None:
     async with started(url, lease_seconds=4.0) as broker:
         await broker.declare([TOPIC], [SPEC])
-        async with process(url, "read") as child:
+        async with process(url, "freeze") as child:
             await broker.publish([message(TOPIC, key="k")], deadline_seconds=5.0)
-            await until_first_line(child)
-            child.send_signal(signal.SIGSTOP)
+            await until_stopped(child)
             receiver = Receiver(await broker.subscribe(SPEC), acking=True)
             sent = [message(TOPIC, n, key=f"k{n % 9}") for n in range(90)]
             await broker.publish(sent, deadline_seconds=5.0)

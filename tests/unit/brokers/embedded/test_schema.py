@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,19 @@ def test_other_errors_are_not_touched() -> None:
 
 def test_boot_time_grows() -> None:
     assert 0 < boot_seconds() <= boot_seconds()
+
+
+def test_many_that_make_one_new_file_at_once_all_get_it(tmp_path: Path) -> None:
+    for n in range(10):
+        start, path = threading.Barrier(6, timeout=10), str(tmp_path / f"{n}.db")
+
+        def make(start: threading.Barrier = start, path: str = path) -> int:
+            start.wait()
+            db = open_file(path, busy_seconds=10.0)
+            version: int = db.execute("PRAGMA application_id").fetchone()[0]
+            db.close()
+            return version
+
+        with ThreadPoolExecutor(6) as pool:
+            made = [pool.submit(make) for _ in range(6)]
+            assert [each.result(20) for each in made] == [APPLICATION_ID] * 6
