@@ -12,7 +12,7 @@ PY := .venv/bin/python
 STAMP := .venv/stamp
 WITH_SERVERS := set -a; [ ! -f .services/env ] || . ./.services/env; set +a;
 
-.PHONY: help demo test services services-stop lint types bench crash lock clean
+.PHONY: help demo test services services-stop lint types bench crash outage lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,9 @@ bench: services ## measure beside the references (ONLY=word REPEATS=n), writes b
 
 crash: services ## kill real processes at every failpoint (KILLS=n ONLY=word PLANTED=1), writes build/crash.json
 	@$(WITH_SERVERS) $(PY) -m tests.crash
+
+outage: services ## commit while the broker is away for a minute, five times (ROUNDS THERE AWAY SLOW), writes build/outage.json
+	@$(WITH_SERVERS) $(PY) -m tests.acceptance.outage
 
 lock: $(STAMP) ## pin the newest allowed packages again, with hashes
 	@$(PY) -m tools.lock

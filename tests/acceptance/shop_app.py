@@ -130,13 +130,25 @@ app = shop.app
 
 
 def child(
-    database: str, broker: str, body: str, *, settings: dict[str, Any] | None = None
+    database: str,
+    broker: str,
+    body: str,
+    *,
+    settings: dict[str, Any] | None = None,
+    output: Any = subprocess.PIPE,
 ) -> subprocess.Popen[str]:
-    """A process of its own that has ``shop`` and ``app`` and runs ``body``."""
+    """A process of its own that has ``shop`` and ``app`` and runs ``body``; output: a file for all
+    that it prints.
+    """
     text = CHILD + textwrap.dedent(body)
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     environ = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-c", text, database, broker, repr(settings or {})]
     return subprocess.Popen(
-        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        command,
+        env=environ,
+        stdout=output,
+        stderr=subprocess.PIPE if output is subprocess.PIPE else subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
     )

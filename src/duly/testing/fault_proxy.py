@@ -273,6 +273,8 @@ class _Pair:
 
     def _reset_client(self) -> None:
         """Close with RST, so that the client sees an error and what is buffered is gone."""
+        if self._sock.fileno() == -1:
+            return  # the client was first
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
         if self.client is not None:
             self.client.transport.abort()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -238,3 +240,19 @@ def test_stopping_twice_is_fine(echo: Echo) -> None:
     proxy.stop()
     proxy.stop()
     assert proxy.connections == 0
+
+
+def test_a_client_that_resets_first_is_let_go_in_silence(
+    proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(20):
+        client = socket.create_connection(("127.0.0.1", proxy.port))
+        client.sendall(b"x")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    until = time.monotonic() + 5
+    while proxy.connections and time.monotonic() < until:
+        time.sleep(0.01)
+    gc.collect()  # a task that nobody awaited tells its exception when it is gone
+    assert proxy.connections == 0
+    assert [r.getMessage() for r in caplog.records if r.name == "asyncio"] == []
