@@ -66,6 +66,25 @@ def test_the_last_line_counts_and_the_exit_code_agrees(
     assert capsys.readouterr().out.splitlines()[-1] == "1 passed, 0 failed, 0 skipped"
 
 
+def test_two_lanes_run_side_by_side_and_print_what_they_found(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meets = "import pathlib, time\ndef test_e():\n    here = pathlib.Path({one!r})\n"
+    meets += "    here.touch()\n    until = time.monotonic() + 20\n"
+    meets += "    while not pathlib.Path({other!r}).exists():\n"
+    meets += "        assert time.monotonic() < until\n        time.sleep(0.05)\n"
+    one, other = str(folder / "one"), str(folder / "other")
+    plant(folder, meets.format(one=one, other=other))
+    (folder / "acceptance").mkdir()
+    met = meets.format(one=other, other=one)
+    (folder / "acceptance" / "test_other.py").write_text(met + "\n" + FAILS)
+    assert suites.main([], folder) == 1
+    printed = capsys.readouterr().out
+    assert "=== unit" in printed
+    assert "assert (1 + 1) == 3" in printed
+    assert printed.splitlines()[-1] == "2 passed, 1 failed, 0 skipped"
+
+
 def test_a_suite_that_is_not_there_cannot_be_asked_for(folder: Path) -> None:
     with pytest.raises(SystemExit, match="no such suite: any"):
         suites.chosen([], folder)
