@@ -15,7 +15,7 @@ from duly.kernel.backoff import Retry
 from duly.kernel.names import place
 from duly.message import new_id
 from duly.observe.hooks import Hooks
-from duly.ports import Statement
+from duly.ports import Database, Statement
 from duly.runtime.clock import SystemClock
 from duly.runtime.lanes import LaneTiming
 from duly.runtime.leases import Deadlines
@@ -62,7 +62,7 @@ def database(postgres_url: str) -> PostgresDatabase:
 
 
 @asynccontextmanager
-async def relaying(database: PostgresDatabase) -> AsyncIterator[Collect]:
+async def relaying(database: Database, *, sweep_every: float = 10.0) -> AsyncIterator[Collect]:
     work, clock = Collect(), SystemClock()
     node = Node(
         database,
@@ -71,7 +71,7 @@ async def relaying(database: PostgresDatabase) -> AsyncIterator[Collect]:
         hooks=Hooks(),
         deadlines=Deadlines(clock),
         lease=LeaseTiming(),
-        lanes=LaneTiming(poll_every=0.2),
+        lanes=LaneTiming(poll_every=0.2, sweep_every=sweep_every),
     )
     task = asyncio.create_task(node.run())
     try:
@@ -81,15 +81,13 @@ async def relaying(database: PostgresDatabase) -> AsyncIterator[Collect]:
         await asyncio.wait_for(task, 15)
 
 
-def publish(
-    database: PostgresDatabase, connection: psycopg.Connection[Any], key: str | None, mark: str
-) -> None:
+def publish(database: Database, connection: Any, key: str | None, mark: str) -> None:
     """What a flush does, inside an open transaction."""
     stripe, lane = (None, 0) if key is None else place("orders", key)
     row = {"message_id": new_id(), "message_type": mark, "kind": "event", "topic": "orders"}
     many = [row | {"key": key, "lane": lane, "stripe": stripe, "payload": b"{}", "headers": "{}"}]
     for text, values, _ in database.prepare(Statement("outbox.insert", many=many)):
-        connection.execute(text, values)
+        connection.cursor().execute(text, values)
 
 
 async def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:

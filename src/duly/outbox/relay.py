@@ -12,6 +12,9 @@ settling are the lane reader's (``runtime.lanes``).
     impossible   FAILED       it will never be taken
     unavailable  LATER        nothing was sent
     unknown      LATER        sent, no answer: sent again under the same id
+
+A broker that stores a batch whole or not at all (``atomic_batch``) is asked again without what it
+refused and what follows that in its key.
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ import msgspec
 from duly.kernel import failpoints
 from duly.kernel.backoff import Retry
 from duly.message import Message
-from duly.observe.facts import Relayed, SendFailed, Unrouted
+from duly.observe.facts import Relayed, Unrouted
 from duly.observe.hooks import Hooks
 from duly.outbox.routes import Routes
+from duly.outbox.send import send
 from duly.ports import Broker, Outcome, OutcomeKind
 from duly.runtime.work import LaneTerms, Row, Verdict, VerdictKind
 
@@ -38,6 +42,7 @@ _HEADERS = msgspec.json.Decoder(dict[str, str])
 _DONE = Verdict(VerdictKind.DONE)
 _UNROUTED = Verdict(VerdictKind.UNROUTED)
 _NOT_READY = Verdict(VerdictKind.LATER, "BROKER_UNAVAILABLE: topics are not declared yet")
+_REFUSED = (O.REFUSED, O.IMPOSSIBLE)
 _BEHIND = Verdict(VerdictKind.STALE, "BEHIND_A_FAILURE")
 
 
@@ -94,16 +99,45 @@ class RelayWork:
             return [_NOT_READY] * len(rows)
         began = time.monotonic()
         verdicts, sending = self._check(rows)
-        messages = [message for _, message in sending]
         failpoints.hit(failpoints.RELAY_READ)
-        outcomes = await self._broker.publish(messages, deadline_seconds=deadline_seconds)
+        while sending:
+            left = began + deadline_seconds - time.monotonic()
+            messages = [message for _, message in sending]
+            outcomes = await send(self._broker.publish, messages, deadline_seconds=max(0.0, left))
+            for (place, _), outcome in zip(sending, outcomes, strict=True):
+                verdicts[place] = (
+                    _DONE if outcome.kind is O.CONFIRMED else self._verdict(rows[place], outcome)
+                )
+            unsent = [
+                one
+                for one, outcome in zip(sending, outcomes, strict=True)
+                if outcome.kind is O.UNAVAILABLE
+            ]
+            refused = self._atomic and any(o.kind in _REFUSED for o in outcomes)
+            sending = self._torn(rows, verdicts, unsent) if refused else []
         failpoints.hit(failpoints.RELAY_CONFIRMED)
-        for (place, _), outcome in zip(sending, outcomes, strict=True):
-            verdicts[place] = (
-                _DONE if outcome.kind is O.CONFIRMED else self._verdict(rows[place], outcome)
-            )
         self._report(rows, verdicts, time.monotonic() - began)
         return verdicts
+
+    def _torn(
+        self, rows: Sequence[Row], verdicts: list[Verdict], unsent: list[tuple[int, Message]]
+    ) -> list[tuple[int, Message]]:
+        """What to send again at once: a broker that stores a batch whole stored none of it, for one
+        message that it refused. What follows that one in its key waits behind it; the others must
+        not come back with it for ever.
+        """
+        failed: dict[tuple[str, str] | None, int] = {}
+        for place in reversed(range(len(rows))):
+            if verdicts[place].kind in (VerdictKind.RETRY, VerdictKind.FAILED):
+                failed[self.order_key(rows[place])] = place
+        again: list[tuple[int, Message]] = []
+        for place, message in unsent:
+            key = self.order_key(rows[place])
+            if key is not None and failed.get(key, place) < place:
+                verdicts[place] = _BEHIND
+            else:
+                again.append((place, message))
+        return again
 
     def _check(self, rows: Sequence[Row]) -> tuple[list[Verdict], list[tuple[int, Message]]]:
         """What can be checked here is checked before the send; what follows a failure of its key
@@ -152,17 +186,6 @@ class RelayWork:
         )
         for topic, count in lost.items():
             self._hooks.emit(Unrouted(topic=topic, count=count))
-        for row, verdict in zip(rows, verdicts, strict=True):
-            if verdict.kind in (VerdictKind.RETRY, VerdictKind.FAILED):
-                code = verdict.error.partition(":")[0]
-                self._hooks.emit(
-                    SendFailed(
-                        message_id=row.message_id,
-                        topic=row.topic,
-                        code=code,
-                        attempts=row.attempts + 1,
-                    )
-                )
 
 
 def message_of(row: Row) -> Message:

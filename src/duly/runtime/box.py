@@ -108,7 +108,7 @@ class Box:
         Raises StaleLeaseError, with nothing stored, when the lane is somebody else's.
         """
         row = failure.row
-        yield from self._guard(failure)
+        yield from self._guard(failure.term, failure.holder)
         if row.key is not None:
             yield self._lock([(row.topic, row.key)])  # the hold before the row, as everywhere
         values = {
@@ -128,8 +128,16 @@ class Box:
             return set()
         return (yield from self.free_settled([row]))
 
-    def hold_followers(self, rows: Sequence[Row]) -> Steps[int]:
-        """Mark ready rows as held while the hold of their key exists; returns how many were."""
+    def hold_followers(
+        self, rows: Sequence[Row], terms: Sequence[LeaseTerm] = (), *, holder: str = ""
+    ) -> Steps[int]:
+        """Mark ready rows as held while the hold of their key exists; returns how many were.
+
+        terms, holder: the fence, of the rows' lanes in order. Raises StaleLeaseError, with nothing
+        stored, when one of them is somebody else's.
+        """
+        for term in terms:
+            yield from self._guard(term, holder)
         yield self._lock(sorted({(row.topic, row.key) for row in rows if row.key is not None}))
         result = yield self._statement("mark_held", ids=[row.id for row in rows])
         return result.count
@@ -149,9 +157,8 @@ class Box:
         """(flushes under way, oldest writer, next writer): what the id floor needs."""
         return Statement("lease.horizon")
 
-    def _guard(self, failure: Failure) -> Steps[None]:
-        term = failure.term
-        values = {"name": term.name, "holder": failure.holder, "token": term.token}
+    def _guard(self, term: LeaseTerm, holder: str) -> Steps[None]:
+        values = {"name": term.name, "holder": holder, "token": term.token}
         found: Result = yield Statement("lease.guard", values)
         if not found.rows:
             raise StaleLeaseError(f"{term.name} has another owner")

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,13 +28,15 @@ from duly.errors import OutcomeUnknownError, RetryableError, StaleLeaseError
 from duly.kernel import failpoints
 from duly.kernel.backoff import Retry
 from duly.kernel.lease import LeaseTerm
-from duly.observe.facts import Failed, Held
+from duly.kernel.lifecycle import OUTBOX
+from duly.observe.facts import Failed, HandlerFailed, Held, SendFailed, StillStuck
 from duly.observe.hooks import Hooks
 from duly.ports import Clock, Statement
+from duly.runtime.aside import Aside, note, note_name, noted
 from duly.runtime.box import Box, Failure, Key, Reading
 from duly.runtime.connection import ConnectionThread
 from duly.runtime.floor import Writers
-from duly.runtime.memory import LaneMemory
+from duly.runtime.memory import FACTS, LaneMemory
 from duly.runtime.ownership import LaneOwnership
 from duly.runtime.work import LaneWork, Row, Verdict, VerdictKind
 
@@ -47,7 +50,6 @@ IDLE_SWEEP_SECONDS = 60.0  # a reader that had nothing to do since its last swee
 K = VerdictKind
 _log = logging.getLogger("duly.lanes")
 _TROUBLE = Retry(attempts=10_000, base="50ms", max="2s")  # of a whole database or broker
-_TOPIC_TROUBLE = Retry(attempts=10_000, base="250ms", max="15s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +92,11 @@ class LaneReader:
         self._changed = asyncio.Event()
         self._stopping = self._active = self._read_since_look = self._restless = False
         self._troubles = 0
-        self._quiet_until = self._next_sweep = self._next_look = self._next_horizon = 0.0
-        self._aside: dict[str, tuple[int, float]] = {}
+        self._quiet_until = self._next_look = self._next_horizon = 0.0
+        self._next_sweep = self._next_busy_sweep = 0.0
+        self._aside = Aside()
+        self._notes: dict[str, str | None] = {}  # for the operator; None takes one back
+        self._learned_notes = False
         self._paused: frozenset[str] | None = frozenset()
         self._error: BaseException | None = None
 
@@ -157,16 +162,19 @@ class LaneReader:
 
     def _step(self) -> None:
         now = self._clock.monotonic()
-        self._wake_aside(now)
+        if self._aside.wake(now):
+            self._memory.look_everywhere(from_start=True)
         if now >= self._quiet_until:
             memory = self._memory
             if memory.settling:
                 self._start("settle", self._settle)
-            if memory.failing or memory.following or memory.freeing:
-                self._start("failures", self._store_failures)
+            if self._notes:
+                self._start("notes", self._store_notes)
             if not self._stopping:
                 self._start_reading(now)
                 self._start_waves(now)
+            if memory.failing or memory.following or memory.freeing:  # waves may meet followers
+                self._start("failures", self._store_failures)
         self._start_releasing()
 
     async def _pause(self) -> None:
@@ -211,7 +219,8 @@ class LaneReader:
         memory, batch = self._memory, self._timing.batch
         if not self._own.readable or self._paused is None:
             return
-        if now >= self._next_sweep:
+        busy = self._active or memory.holding
+        if now >= (min(self._next_sweep, self._next_busy_sweep) if busy else self._next_sweep):
             self._start("fill", self._sweep)
         elif memory.queued < batch and len(memory.busy) < 4 * batch:
             if self._read_since_look and now >= self._next_look:
@@ -224,12 +233,15 @@ class LaneReader:
 
     async def _sweep(self) -> None:
         """Repair holds, learn them anew and read everything from the beginning."""
+        if not self._learned_notes:
+            await self._learn_notes()
         lanes = self._own.readable
-        every = self._timing.sweep_every if self._active else IDLE_SWEEP_SECONDS
-        self._active = False
-        self._next_sweep = self._clock.monotonic() + every
+        self._memory.learning(lanes)
+        began, self._active = self._clock.monotonic(), False
+        self._next_sweep = began + IDLE_SWEEP_SECONDS
+        self._next_busy_sweep = began + self._timing.sweep_every
         holds = await self._writer.run(lambda: self._box.sweep(lanes))
-        self._memory.learn_holds(holds, lanes)
+        self._memory.learn_holds(holds)
 
     async def _fill(self) -> None:
         memory, batch = self._memory, self._timing.batch
@@ -255,8 +267,8 @@ class LaneReader:
     async def _read_ready(self) -> None:
         memory = self._memory
         memory.look_ready = False
-        reading = self._reading()
         writers = await self._ask_writers()
+        reading = self._reading()  # no wait between these lanes and the epoch of the read
         rows = await self._ask_rows(self._box.read(reading, memory.floor.after))
         if rows is None:
             memory.look_ready = True
@@ -284,10 +296,8 @@ class LaneReader:
         return Writers(frozenset(flushes or ()), oldest, following)
 
     def _reading(self) -> Reading:
-        now = self._clock.monotonic()
-        aside = {topic for topic, (_, until) in self._aside.items() if until > now}
+        aside = self._aside.topics(self._clock.monotonic()) | (self._paused or frozenset())
         lanes = self._own.readable & self._memory.known_lanes
-        aside |= self._paused or frozenset()
         return Reading(lanes, self._memory.busy, aside, self._timing.batch)
 
     async def _ask_rows(self, statement: Statement) -> list[Row] | None:
@@ -325,44 +335,66 @@ class LaneReader:
 
     async def _deliver(self, rows: list[Row], deadline: float) -> None:
         verdicts: Sequence[Verdict] = [Verdict(K.LATER, "CANCELLED")] * len(rows)
+        era = self._memory.era
         try:
             verdicts = await self._work.deliver(
                 rows, deadline_seconds=deadline, terms=self._own.term
             )
         finally:
+            if era != self._memory.era:  # under the next lease only facts are stored
+                verdicts = [v if v.kind in FACTS else Verdict(K.STALE) for v in verdicts]
             self._judge(rows, verdicts)
 
     def _judge(self, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> None:
         later = self._memory.judge(rows, verdicts)
         if not later:
             self._troubles = 0
-            for topic in {row.topic for row in rows} & self._aside.keys():
-                del self._aside[topic]
+            if self._aside:
+                well = self._aside.went_well({row.topic for row in rows})
+                self._notes |= dict.fromkeys(well)
             return
         if any(verdict.kind is K.LATER for verdict in verdicts):
             self._rest()
-        for row, verdict in zip(rows, verdicts, strict=True):
-            if verdict.kind is K.TOPIC_LATER:
-                self._set_aside(row.topic, verdict.error)
+        failed = [
+            (row.topic, verdict.error)
+            for row, verdict in zip(rows, verdicts, strict=True)
+            if verdict.kind is K.TOPIC_LATER
+        ]
+        counts = Counter(topic for topic, _ in failed)
+        for topic, error in dict(failed).items():
+            self._set_aside(topic, error, count=counts[topic])
 
-    def _set_aside(self, topic: str, error: str) -> None:
+    def _set_aside(self, topic: str, error: str, *, count: int) -> None:
         """A destination is in trouble: its rows wait in the table, the others go on."""
         now = self._clock.monotonic()
-        tries, until = self._aside.get(topic, (0, 0.0))
-        if until > now:
+        trouble = self._aside.put(topic, error, now=now, chance=random.random())
+        if trouble is None:
             return
-        delay = _TOPIC_TROUBLE.delay(tries + 1, random.random())
-        self._aside[topic] = (tries + 1, now + delay)
-        _log.warning("%s: topic %s set aside for %.2f s: %s", self._box.scope, topic, delay, error)
+        scope, age, pause = self._box.scope, now - trouble.since, trouble.until - now
+        _log.warning("%s: topic %s set aside for %.2f s: %s", scope, topic, pause, error)
+        if trouble.lasting:
+            trouble.told = True
+            self._notes[topic] = note(error, since=self._clock.time() - age, tries=trouble.tries)
+        if trouble.report_due(now):
+            code, what = error.partition(":")[0], f"{self._box.name}/{topic}"
+            self._hooks.emit(StillStuck(what=what, code=code, count=count, oldest_seconds=age))
 
-    def _wake_aside(self, now: float) -> None:
-        """Topics whose time is over are read again; how often they failed is remembered until one
-        goes well.
-        """
-        for topic, (tries, until) in self._aside.items():
-            if 0 < until <= now:
-                self._aside[topic] = (tries, 0.0)
-                self._memory.look_everywhere(from_start=True)
+    async def _store_notes(self) -> None:
+        """Write down for the operator which topics are in trouble, and take back which are not."""
+        for topic, text in list(self._notes.items()):
+            values = {"name": note_name(self._box.name, topic)}
+            if text is None:
+                await self._writer.ask(Statement("meta.drop", values))
+            else:
+                await self._writer.ask(Statement("meta.put", {**values, "value": text}))
+            if self._notes.get(topic) == text:
+                del self._notes[topic]
+
+    async def _learn_notes(self) -> None:
+        """What a reader before this one has written down."""
+        names = [name for name, _ in (await self._reader.ask(Statement("meta.all"))).rows]
+        self._aside.learn(noted(names, self._box.name), self._clock.monotonic())
+        self._learned_notes = True
 
     # --- storing ----------------------------------------------------------------------------------
     async def _settle(self) -> None:
@@ -393,12 +425,13 @@ class LaneReader:
         died: set[Key] = set()
         if term is not None:
             failure = self._failure(row, verdict, term)
+            failpoints.hit(failpoints.RELAY_FAILED)
             try:
                 died = await self._writer.run(lambda: self._box.fail(failure))
             except StaleLeaseError as error:
                 _log.warning("%s: %s; %s is its owner's", self._box.scope, error, row.message_id)
             else:
-                self._report(failure)
+                self._report(failure, verdict)
         failpoints.hit(failpoints.RELAY_FAILURE_STORED)
         self._memory.failure_stored(row)
         self._memory.holds_died(died)
@@ -420,25 +453,62 @@ class LaneReader:
             blocks=self._work.order_key(row) is not None and (again or self._work.blocks(row)),
         )
 
-    def _report(self, failure: Failure) -> None:
+    def _report(self, failure: Failure, verdict: Verdict) -> None:
+        row, emit = failure.row, self._hooks.emit
+        name, group, topic = self._box.name, self._box.group, row.topic
+        message_id, code = row.message_id, failure.error.partition(":")[0]
+        if failure.status == "held":
+            held = Held(
+                box=name, topic=topic, code=code, count=1, group=group, message_id=message_id
+            )
+            emit(held)
+            return
+        if verdict.kind is K.RETRY or (verdict.kind is K.FAILED and name == OUTBOX):
+            emit(self._attempt_failed(failure, code))
         if failure.delay_seconds is None:
-            row = failure.row
             fact = Failed(
-                box=self._box.name,
-                message_id=row.message_id,
-                topic=row.topic,
-                code=failure.error.partition(":")[0],
+                box=name,
+                message_id=message_id,
+                topic=topic,
+                code=code,
                 attempts=failure.attempts,
-                group=self._box.group,
+                group=group,
                 handler=row.handler,
             )
-            self._hooks.emit(fact)
+            emit(fact)
+
+    def _attempt_failed(self, failure: Failure, code: str) -> SendFailed | HandlerFailed:
+        row, due, attempts = failure.row, failure.delay_seconds, failure.attempts
+        if self._box.name == OUTBOX:
+            return SendFailed(
+                message_id=row.message_id,
+                topic=row.topic,
+                code=code,
+                attempts=attempts,
+                due_in_seconds=due,
+            )
+        return HandlerFailed(
+            group=self._box.group,
+            handler=row.handler,
+            message_id=row.message_id,
+            code=code,
+            attempts=attempts,
+            due_in_seconds=due,
+        )
 
     async def _hold(self, rows: list[Row]) -> None:
-        count = await self._writer.run(lambda: self._box.hold_followers(rows))
-        if count < len(
-            rows
-        ):  # a hold died meanwhile, what was not marked is ready: learn them anew
+        count = 0
+        terms = [self._own.term(lane) for lane in sorted({row.lane for row in rows})]
+        fence = [term for term in terms if term is not None]
+        if len(fence) == len(terms):
+            holder = self._own.holder
+            try:
+                count = await self._writer.run(
+                    lambda: self._box.hold_followers(rows, fence, holder=holder)
+                )
+            except StaleLeaseError as error:
+                _log.warning("%s: %s; %d rows are its owner's", self._box.scope, error, len(rows))
+        if count < len(rows):  # a hold died meanwhile, what was not marked is ready: learn anew
             self._next_sweep = 0.0
         self._memory.followers_stored(rows)
         if count:
@@ -452,6 +522,7 @@ class LaneReader:
         if leaving:
             self._memory.put_back_queued(lambda row: row.lane in leaving)
             free = leaving - {row.lane for row in self._memory.busy.values()}
-            if free:
+            if free and "release" not in self._tasks:
                 self._memory.release(free)
-                self._start("release", lambda: self._own.release(free))
+                let_go = self._own.let_go(free)
+                self._start("release", lambda: self._own.release(let_go))

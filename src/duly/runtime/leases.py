@@ -122,6 +122,7 @@ class LeaseKeeper:
         self._until = 0.0
         self._pause_seconds = renew_seconds
         self._connection: Connection | None = None
+        self._forfeited = threading.Event()
         self._stop = threading.Event()
         self._poke = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="duly-lease", daemon=True)
@@ -139,6 +140,14 @@ class LeaseKeeper:
         """Until when, by the clock's ``monotonic``, this node may act."""
         return self._until
 
+    def forfeit(self) -> None:
+        """Hold nothing any more and join under a new name: nobody knows what this one holds.
+
+        The old name is left to expire, so that what is still under way ends before others begin.
+        """
+        self._forfeited.set()
+        self._poke.set()
+
     def poke(self) -> None:
         """Beat now instead of at the next turn."""
         self._poke.set()
@@ -153,6 +162,10 @@ class LeaseKeeper:
     def _serve(self) -> None:
         while not self._stop.is_set():
             self._enforce_deadlines()
+            if self._forfeited.is_set():
+                self._forfeited.clear()
+                if self.holder:
+                    self._lose()
             try:
                 self._turn()
             except DulyError as error:

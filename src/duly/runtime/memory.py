@@ -6,7 +6,7 @@ Putting back is only forgetting: the row is still in its table, and the next rea
     read --admit--> queued --take--> under way --judge--> settling   -> gone
                                                           failing    -> gone (its table knows)
                                                           put back   -> gone, read again
-    a queued row whose key is held is not taken: it goes to ``following`` and is marked there
+    a row whose key is held is not queued, or not taken: it goes to ``following`` and is marked
 
 The invariants, on which order per key rests:
 
@@ -14,7 +14,9 @@ The invariants, on which order per key rests:
 * after a failure its followers leave the queue before the next row of the key could be taken;
 * when a row is put back, everything that could overtake it is put back too, and a read that began
   before is void (``epoch``);
-* rows of a lane are admitted only after the holds of that lane were learned.
+* rows of a lane are admitted only after the holds of that lane were learned;
+* a row that stops being busy without being settled voids the reads that left it out for being busy,
+  and what was not stored when the lanes were lost (``era``) is not stored under the next lease.
 
 Pure: told what was read and how it ended, asked what may go.
 """
@@ -28,9 +30,10 @@ from duly.runtime.box import Key
 from duly.runtime.floor import Floor
 from duly.runtime.work import LaneWork, Row, Verdict, VerdictKind
 
-__all__ = ["LaneMemory"]
+__all__ = ["FACTS", "LaneMemory"]
 
 K = VerdictKind
+FACTS = (K.DONE, K.UNROUTED, K.SETTLED)
 _STORED = (K.RETRY, K.WAIT, K.FAILED, K.HELD)
 
 
@@ -46,12 +49,13 @@ class LaneMemory:
         self.failing: list[tuple[Row, Verdict]] = []
         self.following: list[Row] = []
         self.freeing: list[Row] = []  # settled by the work; what they blocked is not free yet
-        self.epoch = 0
+        self.epoch = self.era = 0
         self.look_ready = True
         self.look_due = self.look_held = False
         self._drained: set[int] = set()
         self._holds: set[Key] = set()
         self._known: frozenset[int] = frozenset()
+        self._learning: frozenset[int] = frozenset()
 
     @property
     def queued(self) -> int:
@@ -62,6 +66,11 @@ class LaneMemory:
     def known_lanes(self) -> frozenset[int]:
         """The lanes whose holds were learned; no others may be read."""
         return self._known
+
+    @property
+    def holding(self) -> bool:
+        """Whether keys are on hold: an owner before may yet settle what blocks them."""
+        return bool(self._holds)
 
     @property
     def idle(self) -> bool:
@@ -86,6 +95,9 @@ class LaneMemory:
         self.busy.update((row.id, row) for row in fresh)
         if drained:
             self._drained.update(row.id for row in fresh)
+        elif self._holds:  # what follows a blocker never waits in the queue, however much it is
+            self.following += [row for row in fresh if self._order_key(row) in self._holds]
+            fresh = [row for row in fresh if self._order_key(row) not in self._holds]
         self._waves.offer(fresh)
 
     def put_back(self, rows: Sequence[Row]) -> None:
@@ -101,16 +113,18 @@ class LaneMemory:
         self.put_back(self._waves.forget(unwanted))
 
     # --- holds ------------------------------------------------------------------------------------
-    def learn_holds(
-        self, holds: Iterable[tuple[str, str, int | None]], lanes: Collection[int]
-    ) -> None:
-        """The holds as they are in the table now: (topic, key, blocker).
+    def learning(self, lanes: Collection[int]) -> None:
+        """The holds of these lanes are being asked for; one that goes meanwhile is not learned."""
+        self._learning = frozenset(lanes)
+
+    def learn_holds(self, holds: Iterable[tuple[str, str, int | None]]) -> None:
+        """The holds of the lanes of ``learning``, as in the table now: (topic, key, blocker).
 
         What is queued goes back: a hold that is gone may have had a follower that is not here.
         """
         held = list(holds)
         self._holds = {(topic, key) for topic, key, _ in held} | self._in_question()
-        self._known = frozenset(lanes)
+        self._known = self._learning
         self.epoch += 1
         self.put_back_queued()
         self.floor.reset()
@@ -118,17 +132,23 @@ class LaneMemory:
         self.look_held = any(blocker is None for _, _, blocker in held)
 
     def forget_lanes(self) -> None:
-        """All lanes are gone. What is under way ends and is settled by (id, message_id)."""
+        """All lanes are gone. What is under way ends and is settled by (id, message_id); everything
+        else about these rows is up to their next owner.
+        """
         self.put_back_queued()
+        self._forget([row for row, _ in self.failing] + self.following)
+        self.failing, self.following = [], []
+        self.era += 1
         self.epoch += 1
         self.floor.forget()
         self._holds.clear()
-        self._known = frozenset()
+        self._known = self._learning = frozenset()
 
     def release(self, lanes: Collection[int]) -> None:
         """These lanes go to somebody else: what is being read of them is void, and should they come
         back, their holds are learned anew.
         """
+        self._learning -= frozenset(lanes)
         if not self._known.isdisjoint(lanes):
             self._known -= frozenset(lanes)
             self.epoch += 1
@@ -172,7 +192,7 @@ class LaneMemory:
     def judge(self, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Row]:
         """Take in how rows ended; returns those that were put back."""
         later: list[Row] = []
-        keys_later: set[Key] = set()
+        keys_over: set[Key] = set()  # of these nothing more is stored: what comes first is not done
         for row, verdict in zip(rows, verdicts, strict=True):
             if verdict.kind is K.DONE:
                 self.settling.append((row, "sent"))
@@ -180,12 +200,14 @@ class LaneMemory:
                 self.settling.append((row, "unrouted"))
             elif verdict.kind is K.SETTLED:
                 self._settled(row)
-            elif verdict.kind in _STORED and self._order_key(row) not in keys_later:
-                self._failed(row, verdict)
-            else:  # also a failure behind a row of its key that was not tried: that comes first
-                later.append(row)
-                if (key := self._order_key(row)) is not None:
-                    keys_later.add(key)
+            else:
+                key = self._order_key(row)
+                if verdict.kind in _STORED and key not in keys_over:
+                    self._failed(row, verdict)
+                else:
+                    later.append(row)
+                if key is not None:
+                    keys_over.add(key)
         if later:
             topics = {row.topic for row in later}
             whole = any(verdict.kind is K.LATER for verdict in verdicts)
@@ -219,15 +241,21 @@ class LaneMemory:
 
     def failure_stored(self, row: Row) -> None:
         """The first of ``failing`` is stored; an earlier drain may have read a follower."""
-        del self.failing[0]
+        if self.failing and self.failing[0][0] is row:  # else the lanes were lost meanwhile
+            del self.failing[0]
+            self._forget([row])
         self.epoch += 1
         self.look_held = True
-        self._forget([row])
 
-    def followers_stored(self, rows: Collection[Row]) -> None:
-        """The first ones of ``following`` are marked, or their holds have died."""
-        del self.following[: len(rows)]
-        self._forget(rows)
+    def followers_stored(self, rows: Sequence[Row]) -> None:
+        """The first ones of ``following`` are marked, or their holds have died; what was drained
+        of their keys meanwhile was not admitted.
+        """
+        if self.following and self.following[0] is rows[0]:
+            del self.following[: len(rows)]
+            self._forget(rows)
+        self.epoch += 1
+        self.look_held = True
 
     def freed(self, rows: Collection[Row], died: Collection[Key]) -> None:
         """What the first ones of ``freeing`` blocked is free."""

@@ -170,17 +170,21 @@ class Node:
 
     async def _follow_beats(self) -> None:
         while (beat := await self._beats.get()) is not None:
-            for scope in self._scopes:
-                try:
-                    if await scope.ownership.rebalance(beat):
-                        scope.reader.lanes_taken()
-                except DulyError as error:
-                    _log.warning(
-                        "%s: lanes: %s", scope.ownership.scope, error, extra={"code": error.code}
-                    )
-                self._pass_on(scope, beat)
+            while beat is not None and not self._beats.empty():
+                beat = self._beats.get_nowait()  # only the newest says who is alive
+            if beat is None or self._stopping:
+                return
+            await asyncio.gather(*(self._rebalance(scope, beat) for scope in self._scopes))
             if not all(scope.reader.idle for scope in self._scopes if scope.box.name == "outbox"):
                 self._keeper.asleep = False
+
+    async def _rebalance(self, scope: _Scope, beat: Beat) -> None:
+        try:
+            if await scope.ownership.rebalance(beat):
+                scope.reader.lanes_taken()
+        except DulyError as error:
+            _log.warning("%s: lanes: %s", scope.ownership.scope, error, extra={"code": error.code})
+        self._pass_on(scope, beat)
 
     def _pass_on(self, scope: _Scope, beat: Beat) -> None:
         prefix = f"pause/{scope.box.name}/"

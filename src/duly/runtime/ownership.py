@@ -3,13 +3,15 @@
 Owns the lane rows of ``duly_lease`` for this node.  A lane is given back only when nothing of it is
 under way any more; it is taken only when it is free, which ``kernel.lanes.plan`` decides from the
 members alive.  The invariant: ``terms`` answers with a term only while both the member row and the
-lane row were ours by the last thing the database said.
+lane row were ours by the last thing the database said.  Where it did not answer, nobody here knows
+whose the lanes are now: the node holds nothing any more and joins anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
+from duly.errors import DatabaseUnavailableError, DulyError, OutcomeUnknownError
 from duly.kernel.lanes import plan
 from duly.kernel.lease import LeaseTerm
 from duly.kernel.names import LANES
@@ -84,6 +86,7 @@ class LaneOwnership:
         holder = self._keeper.holder
         if not holder or holder not in members:
             return frozenset()
+        self._members = ()  # looked at again unless all goes well
         if not self._seeded:
             await self._connection.ask(
                 Statement("lease.seed", {"scope": self.scope, "lanes": LANES})
@@ -99,15 +102,21 @@ class LaneOwnership:
         self._members = members if settled else ()
         return taken
 
-    async def release(self, lanes: Collection[int]) -> None:
-        """Give back lanes of which nothing is under way."""
-        held = [lane for lane in lanes if lane in self._tokens]
-        if held:
-            values = {"scope": self.scope, "lanes": held, "holder": self._holder}
-            for lane in held:
-                del self._tokens[lane]
-                self._leaving.discard(lane)
-            await self._connection.ask(Statement("lease.release", values))
+    def let_go(self, lanes: Collection[int]) -> Statement:
+        """Stop holding lanes of which nothing is under way; returns what ``release`` wants."""
+        for lane in lanes:
+            self._tokens.pop(lane, None)
+            self._leaving.discard(lane)
+        values = {"scope": self.scope, "lanes": list(lanes), "holder": self._holder}
+        return Statement("lease.release", values)
+
+    async def release(self, let_go: Statement) -> None:
+        """Tell the others of lanes that were let go."""
+        try:
+            await self._connection.ask(let_go)
+        except DulyError:
+            self._keeper.forfeit()
+            raise
 
     def _adopt(self, holder: str, tokens: dict[int, int]) -> None:
         if holder != self._holder:
@@ -121,7 +130,11 @@ class LaneOwnership:
         if not lanes:
             return frozenset()
         values = {"scope": self.scope, "lanes": list(lanes), "holder": holder}
-        rows = (await self._connection.ask(Statement("lease.take", values))).rows
+        try:
+            rows = (await self._connection.ask(Statement("lease.take", values))).rows
+        except (DatabaseUnavailableError, OutcomeUnknownError):
+            self._keeper.forfeit()
+            raise
         taken = dict(rows)
         if holder != self._keeper.holder:
             return (

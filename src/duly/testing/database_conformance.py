@@ -15,6 +15,7 @@ token, held and freed with their key.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -318,6 +319,33 @@ class DatabaseConformance:
         release = {"scope": "outbox", "lanes": [row.lane], "holder": "me"}
         connection.ask(Statement("lease.release", release))
         assert connection.ask(Statement("lease.take", take)).rows == [(row.lane, mine.token + 1)]
+
+    def test_a_take_that_had_to_wait_robs_nobody(
+        self, database: Database, connection: Connection
+    ) -> None:
+        """The one that came first has joined and taken since the second one looked."""
+        connection.ask(Statement("lease.seed", {"scope": "outbox", "lanes": LANES}))
+        second = database.connect()
+        waiting: list[threading.Thread] = []
+        taken: list[Result] = []
+
+        def take(holder: str) -> Statement:
+            return Statement("lease.take", {"scope": "outbox", "lanes": [0, 1], "holder": holder})
+
+        def first_takes() -> Steps[None]:
+            yield Statement("lease.join", self._member("first", 30.0))
+            yield take("first")
+            rob = threading.Thread(target=lambda: taken.append(second.ask(take("second"))))
+            waiting.append(rob)
+            rob.start()
+            rob.join(0.4)  # it is waiting for us now
+
+        connection.run(first_takes())
+        waiting[0].join(30)
+        second.close()
+        assert [result.rows for result in taken] == [[]]
+        owners = connection.ask(Statement("lease.lanes", {"scope": "outbox"})).rows
+        assert {(owner, token) for lane, owner, token in owners if lane < 2} == {("first", 1)}
 
     def test_an_expired_member_is_buried_and_can_never_renew(self, connection: Connection) -> None:
         """Burying is the fence: its lanes are free then, and its own renewal finds nothing."""

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 ENVIRONMENT = "DULY_TEST_FAILPOINTS"
-ACTIONS = ("kill", "raise", "hang", "exit")
+ACTIONS = ("kill", "stop", "raise", "hang", "exit")
 EXIT_CODE = 70
 HANG_SECONDS = 30.0
 
@@ -46,8 +46,9 @@ class FailpointError(Exception):
 class Plan:
     """What happens at a failpoint. name: of ``kernel.failpoints``. hit: at which one, from 1.
 
-    action: ``kill`` (SIGKILL to this process), ``raise`` (FailpointError), ``hang`` (block the
-    thread for ``hang_seconds``), ``exit`` (end the process without cleaning up). Raises ValueError.
+    action: ``kill`` (SIGKILL to this process), ``stop`` (freeze it until a SIGCONT), ``raise``
+    (FailpointError), ``hang`` (block the thread for ``hang_seconds``), ``exit`` (end the process
+    without cleaning up). Raises ValueError.
     """
 
     name: str
@@ -145,6 +146,8 @@ def _fire(plan: Plan) -> None:
     if plan.action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(HANG_SECONDS)  # the signal may take a moment to arrive; nothing more may happen
+    elif plan.action == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
     elif plan.action == "exit":
         os._exit(EXIT_CODE)
     elif plan.action == "hang":

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from duly.databases.sqlite.database import SqliteDatabase
+from duly.errors import StaleLeaseError
 from duly.kernel.backoff import Retry
 from duly.kernel.names import place
 from duly.message import new_id
 from duly.observe.hooks import Hooks
-from duly.ports import Connection, Statement
+from duly.ports import Connection, Result, Statement
+from duly.runtime.box import Box, Failure, Reading
 from duly.runtime.clock import SystemClock
 from duly.runtime.lanes import LaneTiming
 from duly.runtime.leases import Deadlines
@@ -27,6 +29,9 @@ DONE = Verdict(VerdictKind.DONE)
 RETRY = Verdict(VerdictKind.RETRY, "REFUSED: not now")
 LATER = Verdict(VerdictKind.LATER, "BROKER_UNAVAILABLE: gone")
 FAILED = Verdict(VerdictKind.FAILED, "IMPOSSIBLE: never")
+
+
+READ = Box("outbox", "outbox").read(Reading(range(64), (), (), 50), 0)
 
 
 class Script:
@@ -254,6 +259,66 @@ async def test_a_failure_under_a_lost_lease_is_not_stored(database: SqliteDataba
             assert raw.execute("SELECT status, attempts FROM duly_outbox").fetchall() == [
                 ("ready", 0)
             ]
+
+
+async def test_a_lane_that_goes_while_a_read_is_prepared_is_not_in_that_read(
+    database: SqliteDatabase,
+) -> None:
+    """The read asks two questions; the lanes are those at the second one."""
+    connection = database.connect()
+    work = Script(lambda row: DONE)
+    async with running(database, work) as node:
+        reader = node._scopes[0].reader
+        await until(lambda: reader._own.readable == reader._memory.known_lanes == set(range(64)))
+        ask, gone = reader._reader.ask, frozenset({3})
+
+        async def ask_and_lose(statement: Statement) -> Result:
+            if statement.name == "lease.horizon" and not rows_left(database) and not work.done:
+                reader._memory.release(gone)
+                reader._own.let_go(gone)
+                store(connection, [None] * 64)
+            return await ask(statement)
+
+        reader._reader.ask = ask_and_lose  # type: ignore[method-assign]
+        await until(lambda: len(work.done) == 63)
+        await asyncio.sleep(0.2)
+        assert gone.isdisjoint(row.lane for row in work.done)
+
+
+async def test_a_node_that_forfeits_its_lanes_comes_back_under_another_name(
+    database: SqliteDatabase,
+) -> None:
+    """What it held is free when the old name has expired."""
+    connection = database.connect()
+    work = Script(lambda row: DONE)
+    async with running(database, work) as node:
+        await until(lambda: len(node._scopes[0].ownership.readable) == 64)
+        before = node.holder
+        node._keeper.forfeit()
+        await until(lambda: node.holder not in ("", before))
+        assert not node._scopes[0].ownership.readable
+        store(connection, ["a", None])
+        await until(lambda: not rows_left(database))
+
+
+async def test_followers_under_a_lost_lease_are_not_marked(database: SqliteDatabase) -> None:
+    """Somebody else reads them, and would find them changed behind its back."""
+    connection = database.connect()
+    store(connection, ["a", "a"])
+    rows = [Row(*values) for values in connection.ask(READ).rows]
+    box = Box("outbox", "outbox")
+    async with running(database, Script(lambda row: LATER)) as node:
+        own = node._scopes[0].ownership
+        await until(lambda: own.term(rows[0].lane) is not None)
+        term = own.term(rows[0].lane)
+        assert term is not None
+        failure = Failure(rows[0], term, own.holder, "retry", 1, "REFUSED", 60.0, blocks=True)
+        connection.run(box.fail(failure))
+        stale = term._replace(token=term.token - 1)
+        with pytest.raises(StaleLeaseError):
+            connection.run(box.hold_followers(rows[1:], [stale], holder=own.holder))
+        assert [status for _, _, status in rows_left(database)] == ["retry", "ready"]
+        assert connection.run(box.hold_followers(rows[1:], [term], holder=own.holder)) == 1
 
 
 async def test_a_row_that_waits_for_somebody_uses_up_no_attempt_and_stops_nobody(

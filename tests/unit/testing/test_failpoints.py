@@ -104,6 +104,21 @@ def test_kill_and_exit_end_the_process_there(action: str, code: int) -> None:
     assert (done.returncode, done.stdout) == (code, b"one\n"), done.stderr
 
 
+def test_stop_freezes_the_process_until_it_is_continued() -> None:
+    program = (
+        "from duly.testing.failpoints import Plan, arm\n"
+        "from duly.kernel import failpoints\n"
+        "arm(Plan('relay.read', action='stop'))\n"
+        "failpoints.hit('relay.read'); print('on', flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as child:
+        _, status = os.waitpid(child.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        child.send_signal(signal.SIGCONT)
+        out, _ = child.communicate(timeout=30)
+    assert out == b"on\n"
+
+
 def test_the_environment_is_read_whole() -> None:
     text = "relay.read@2=kill, relay.confirmed=hang:1.5 ,"
     assert arm_from_environment({"DULY_TEST_FAILPOINTS": text}) == [

@@ -252,7 +252,7 @@ def test_a_client_that_resets_first_is_let_go_in_silence(
         client.close()
     until = time.monotonic() + 5
     while proxy.connections and time.monotonic() < until:
-        time.sleep(0.01)
+        time.sleep(0.01)  # until the proxy has seen them go
     gc.collect()  # a task that nobody awaited tells its exception when it is gone
     assert proxy.connections == 0
     assert [r.getMessage() for r in caplog.records if r.name == "asyncio"] == []

@@ -38,9 +38,13 @@ DELETE FROM duly_lease WHERE kind = 'member' AND until < clock_timestamp() RETUR
 SELECT l.lane, l.holder, l.token FROM duly_lease l WHERE l.scope = %(scope)s AND l.kind = 'lane'
 
 -- name: lease.take
+-- From nobody, or from an owner that this very snapshot knows as dead. Not "from one that has no member row": an UPDATE
+-- that waited for another taker meets that one's lanes, but looks for its member row in the past, and would rob it.
 UPDATE duly_lease l SET holder = %(holder)s, token = token + 1, seen_at = clock_timestamp()
-WHERE l.scope = %(scope)s AND l.lane = ANY(%(lanes)s)
-    AND (l.holder IS NULL OR NOT EXISTS (SELECT 1 FROM duly_lease m WHERE m.kind = 'member' AND m.holder = l.holder))
+WHERE l.scope = %(scope)s AND l.lane = ANY(%(lanes)s) AND (l.holder IS NULL OR l.holder IN (
+    SELECT o.holder FROM duly_lease o
+    WHERE o.scope = %(scope)s AND o.kind = 'lane' AND NOT EXISTS (
+        SELECT 1 FROM duly_lease m WHERE m.kind = 'member' AND m.holder = o.holder)))
 RETURNING l.lane, l.token
 
 -- name: lease.release
