@@ -3,11 +3,14 @@
 Invariant: every repeat measures ours, the reference and the raw client one after the other, in an
 order that is turned round each time, so that what else the machine does falls on all of them; the
 ratio is the median of the ratios of these pairs, never a ratio of figures from different times.  A
+row that needs more than its share of the time is repeated less often, never measured on less.  A
 reference that does not reach its stated share of the raw client makes the row void.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -17,6 +20,7 @@ from typing import Any, NamedTuple
 __all__ = ["Measured", "Row", "Sample", "Scale", "Sides", "measure"]
 
 REPEATS = 5
+REPEATS_LEAST = 3
 
 
 class Sample(NamedTuple):
@@ -52,6 +56,7 @@ class Row(NamedTuple):
     """A row as it is declared. unit: of the figure. falls: whether a smaller figure is better.
 
     open: prepares the load and gives the sides; whatever it made is gone when its block ends.
+    repeats_least: how often it is measured however long that takes.
     """
 
     name: str
@@ -59,6 +64,7 @@ class Row(NamedTuple):
     reference: str
     open: Callable[[Scale], AbstractContextManager[Sides]]
     falls: bool = False
+    repeats_least: int = REPEATS_LEAST
 
 
 @dataclass
@@ -106,10 +112,17 @@ class Measured:
 
 
 def measure(
-    row: Row, *, repeats: int = REPEATS, scale: Scale, told: Callable[[str], None]
+    row: Row,
+    *,
+    repeats: int = REPEATS,
+    scale: Scale,
+    told: Callable[[str], None],
+    seconds: float = math.inf,
 ) -> Measured:
-    """Measure a row. told: hears of every repeat. Raises what its sides raise."""
-    found = Measured(row)
+    """Measure a row. told: hears of every repeat. seconds: no repeat is begun, past the least, that
+    would end later. Raises what its sides raise.
+    """
+    found, began = Measured(row), time.monotonic()
     with row.open(scale) as sides:
         found.share_least = sides.share_least
         turns = [
@@ -126,6 +139,9 @@ def measure(
                 into.append(side())
             figures = ", ".join(f"{kind} {into[-1].figure:,.3g}" for kind, _, into in turns)
             told(f"{row.name}  {number + 1}/{repeats}  {figures} {row.unit}")
+            spent = time.monotonic() - began
+            if number + 1 >= row.repeats_least and spent * (number + 2) / (number + 1) > seconds:
+                break
     share = found.share
     whole = scale.factor >= 1.0  # a trial of the harness is too short to judge anybody by
     if whole and share is not None and share < found.share_least:

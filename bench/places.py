@@ -6,6 +6,7 @@ services``, by their environment variables.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import tempfile
@@ -20,7 +21,16 @@ from uuid import uuid4
 
 import psycopg
 
-__all__ = ["database", "folder", "queue_facts", "server", "virtual_host"]
+__all__ = [
+    "database",
+    "folder",
+    "kafka_prefix",
+    "nats_prefix",
+    "queue_facts",
+    "redis_prefix",
+    "server",
+    "virtual_host",
+]
 
 API_SECONDS = 15.0
 
@@ -59,6 +69,62 @@ def virtual_host() -> Iterator[str]:
         yield urlsplit(url)._replace(path=f"/{name}").geturl()
     finally:
         _api("DELETE", f"/api/vhosts/{name}")
+
+
+@contextmanager
+def kafka_prefix() -> Iterator[str]:
+    """A fresh prefix of topics and groups on Kafka."""
+    from confluent_kafka.admin import AdminClient
+
+    url = server("DULY_TEST_KAFKA")
+    prefix = f"duly-bench-{uuid4().hex[:12]}"
+    try:
+        yield urlsplit(url)._replace(path=f"/{prefix}").geturl()
+    finally:
+        client = AdminClient({"bootstrap.servers": urlsplit(url).netloc})
+        topics = [n for n in client.list_topics(timeout=30).topics if n.startswith(f"{prefix}.")]
+        if topics:
+            for future in client.delete_topics(topics).values():
+                future.result(30)
+
+
+@contextmanager
+def redis_prefix() -> Iterator[str]:
+    """A fresh prefix of keys on Redis."""
+    import redis
+
+    url = server("DULY_TEST_REDIS")
+    prefix = f"duly-bench-{uuid4().hex[:12]}:"
+    try:
+        yield f"{url}?prefix={prefix}"
+    finally:
+        with redis.Redis.from_url(url, socket_timeout=60) as client:
+            for key in client.scan_iter(match=f"{prefix}*", count=1000):
+                client.delete(key)
+
+
+@contextmanager
+def nats_prefix() -> Iterator[str]:
+    """A fresh prefix on NATS; its streams are deleted."""
+    url = server("DULY_TEST_NATS")
+    prefix = f"bench{uuid4().hex[:12]}"
+    try:
+        yield urlsplit(url)._replace(path=f"/{prefix}").geturl()
+    finally:
+        asyncio.run(_delete_streams(url, prefix))
+
+
+async def _delete_streams(url: str, prefix: str) -> None:
+    import nats
+
+    client = await nats.connect(url)
+    try:
+        streams = client.jetstream(timeout=60)
+        for stream in await streams.streams_info():
+            if str(stream.config.name).startswith(f"{prefix}-"):
+                await streams.delete_stream(str(stream.config.name))
+    finally:
+        await client.close()
 
 
 @contextmanager

@@ -57,16 +57,12 @@ def make_app(given: dict[str, Any], **settings: Any) -> App:
 
 
 def durability(app: App) -> dict[str, str]:
-    """What the database says of a connection of the App's own."""
-    connection = app.database.connect()
-    raw = connection._raw  # type: ignore[attr-defined]  # the very connection that settles
-    try:
-        ask, names = (
-            ("PRAGMA", _SQLITE) if app.database.dialect == "sqlite" else ("SHOW", _POSTGRES)
-        )
-        return {name: str(raw.execute(f"{ask} {name}").fetchone()[0]) for name in names}
-    finally:
-        connection.close()
+    """What the database says of a connection that its handlers work on."""
+    ask, names = ("PRAGMA", _SQLITE) if app.database.dialect == "sqlite" else ("SHOW", _POSTGRES)
+    with app.database.engine().connect() as connection:
+        return {
+            name: str(connection.exec_driver_sql(f"{ask} {name}").scalar_one()) for name in names
+        }
 
 
 def tell(figure: float, **facts: Any) -> None:

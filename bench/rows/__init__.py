@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.measure import Row
-from bench.rows import backlog, idle, imports, publish, rabbitmq, sqlite
+from bench.rows import backlog, idle, imports, kafka, nats, publish, rabbitmq, redis, sqlite
 
 __all__ = ["ROWS"]
 
@@ -12,6 +12,9 @@ ROWS: tuple[Row, ...] = (
     *sqlite.ROWS,
     *publish.ROWS,
     *rabbitmq.ROWS,
+    *kafka.ROWS,
+    *nats.ROWS,
+    *redis.ROWS,
     *idle.ROWS,
     *backlog.ROWS,
 )

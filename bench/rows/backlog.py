@@ -63,5 +63,6 @@ ROWS = (
         "messages/s",
         "the same backlog without the open snapshot",
         _open,
+        repeats_least=2,
     ),
 )

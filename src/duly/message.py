@@ -271,6 +271,7 @@ class Registry:
         self._by_class: dict[type, MessageType] = {}
         self._by_name: dict[str, dict[int, MessageType]] = {}
         self._encoder = msgspec.json.Encoder(enc_hook=_encode_hook, decimal_format="string")
+        self._readers: dict[type, _Reader] = {}
         self.payload_bytes_max = payload_bytes_max
 
     def add(self, spec: MessageType) -> MessageType:
@@ -353,17 +354,53 @@ class Registry:
         if len(payload) > self.payload_bytes_max:
             raise PayloadTooLargeError(f"{len(payload)} bytes, the cap is {self.payload_bytes_max}")
         try:
-            validate: Callable[[bytes], Any] | None = getattr(spec.cls, "model_validate_json", None)
-            value = validate(payload) if validate else msgspec.json.decode(payload, type=spec.cls)
+            reader = self._readers.get(spec.cls)
+            if reader is None:
+                reader = self._readers[spec.cls] = _reader(spec.cls)
+            value = reader.read(payload)
         except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
             # Not `from error`: validators quote the values they refuse, and those are the payload.
             text = _QUOTED.sub("'...'", _first_line(error))
             raise UndecodableError(f"{spec.name}: {text}") from None
-        # pydantic reads NaN, and 1e400 as infinity; msgspec reads "nan" only as a Decimal.
-        lowered = payload.lower()
-        if (validate or b"nan" in lowered or b"inf" in lowered) and _has_non_finite(value):
+        if reader.suspect(payload) and _has_non_finite(value):
             raise UndecodableError(f"{spec.name}: NaN or infinity")
         return value
+
+
+class _Reader(NamedTuple):
+    """How a class is read. suspect: whether the value read from these bytes may hold NaN."""
+
+    read: Callable[[bytes], Any]
+    suspect: Callable[[bytes], bool]
+
+
+def _reader(cls: type) -> _Reader:
+    """The reader of a class. Raises TypeError for one that msgspec cannot read."""
+    validate: Callable[[bytes], Any] | None = getattr(cls, "model_validate_json", None)
+    if validate is not None:  # pydantic reads NaN, and 1e400 as infinity
+        return _Reader(validate, lambda _payload: True)
+    # msgspec reads "nan" only as a Decimal, and no infinity else.
+    read: Callable[[bytes], Any] = msgspec.json.Decoder(cls).decode
+    return _Reader(read, _names_non_finite if _holds_decimal(cls) else lambda _payload: False)
+
+
+def _names_non_finite(payload: bytes) -> bool:
+    lowered = payload.lower()
+    return b"nan" in lowered or b"inf" in lowered
+
+
+def _holds_decimal(cls: type) -> bool:
+    """Whether objects of the class may have a Decimal somewhere, by its annotations."""
+    todo: list[Any] = [msgspec.inspect.type_info(cls)]
+    seen: dict[int, Any] = {}  # recursive types; kept, so that no id is given out twice
+    while todo:
+        item = todo.pop()
+        if isinstance(item, msgspec.inspect.DecimalType):
+            return True
+        if isinstance(item, tuple | msgspec.Struct) and id(item) not in seen:
+            seen[id(item)] = item
+            todo.extend(_parts(item))
+    return False
 
 
 def check_key(key: str) -> str:
@@ -425,8 +462,10 @@ def _encode_hook(value: Any) -> Any:
 def _may_be_non_finite(payload: bytes) -> bool:
     """Whether a sign of such a number is in there."""
     for letter, signs in _NON_FINITE_SIGNS.items():
-        if letter in payload and any(sign in payload for sign in signs):
-            return True
+        if letter in payload:
+            for sign in signs:
+                if sign in payload:
+                    return True
     return False
 
 

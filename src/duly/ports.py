@@ -14,7 +14,7 @@ Three decisions shape this page:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -31,9 +31,13 @@ __all__ = [
     "Delivery",
     "Finding",
     "GroupStatus",
+    "GuardsAtOnce",
+    "Loss",
     "Outcome",
     "OutcomeKind",
     "Peeked",
+    "PublishesInSql",
+    "ReportsLosses",
     "Result",
     "Severity",
     "Statement",
@@ -175,6 +179,39 @@ class Database(Protocol):
         ...
 
 
+@runtime_checkable
+class GuardsAtOnce(Protocol):
+    """What a Database may have besides: a handler's transaction begun and ended in one round trip
+    each. The statements ``inbox.guard`` and ``inbox.unguard`` say what is meant.
+    """
+
+    def begin_guarded(self, driver: Any) -> bool:
+        """BEGIN and set the guard; False, and nothing done, where this connection of a driver has
+        to be asked step by step. Raises the driver's errors.
+        """
+        ...
+
+    def commit_guarded(self, driver: Any) -> Exception | None:
+        """Release the guard and COMMIT. Raises the driver's error when the guard could not be
+        released: nothing is committed then. Returns the driver's error of COMMIT, as well when
+        nobody knows how far it came.
+        """
+        ...
+
+
+@runtime_checkable
+class PublishesInSql(Protocol):
+    """What a Database may have besides: publishing for triggers and programs in any language."""
+
+    def publish_routine(self, app: str) -> str:
+        """The one SQL statement that makes the routine ``duly_publish``; app: the messages' source.
+
+        Guarantee: what it stores commits with the caller's transaction, and keeps its place among
+        the messages of its key. Raises InvalidNameError.
+        """
+        ...
+
+
 # --- brokers --------------------------------------------------------------------------------------
 class OutcomeKind(Enum):
     """The three outcomes of an outside call, refused split by whether it is worth trying again."""
@@ -237,8 +274,8 @@ class SubscriptionSpec:
 
 class Delivery(NamedTuple):
     """One received message. token: what ack needs; source: the queue or partition it came from;
-    position: its place there, as text, for messages that carry no id; redelivered: the broker's own
-    hint."""
+    position: its place there, as text, for messages that carry no id, empty where none stays the
+    same; redelivered: the broker's own hint; False means that nobody has had it before."""
 
     message: Message
     token: Any
@@ -359,6 +396,24 @@ class Broker(Protocol):
 
     async def close(self) -> None:
         """Close the connection within a few seconds. Idempotent."""
+        ...
+
+
+class Loss(NamedTuple):
+    """Something the broker had and has no more. place: the topic or queue, as the broker names it;
+    group: whose, empty for all; messages: how many, None when nobody can count them."""
+
+    place: str
+    group: str
+    messages: int | None
+
+
+@runtime_checkable
+class ReportsLosses(Protocol):
+    """A broker that can find out that its server has lost something; others are not asked."""
+
+    def report_losses(self, tell: Callable[[Loss], None]) -> None:
+        """Call ``tell`` for every loss found from now on, from any thread."""
         ...
 
 

@@ -8,14 +8,17 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from duly import Tx
+from duly import AsyncTx, Tx
 from tests.acceptance.shop_app import Placed, Shop, insert
 from tests.integration.probes import in_thread, order_ids
+
+SERVERS = 12  # more than one App takes of the pool
 
 
 @pytest.fixture
@@ -90,3 +93,39 @@ async def test_relay_and_handlers_work_and_a_flush_wakes_the_relay(shop: Shop) -
         while 99 not in await asyncio.to_thread(shop.work):
             assert time.monotonic() - began < 2, "nobody woke it; poll_every is 6 s"
             await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("colour", ["plain", "async"])
+async def test_a_handlers_limits_do_not_stay_with_the_server_for_the_next(
+    postgres_url: str, pgbouncer_url: str, tmp_path: Path, colour: str
+) -> None:
+    """What a session sets behind a pooler is met by whoever gets that server next."""
+    broker = f"embedded:///{tmp_path / 'broker.db'}"
+    shop = Shop(pgbouncer_url, broker, listen_url=postgres_url, handler_timeout="77s")
+    names = ("lock_timeout", "idle_in_transaction_session_timeout")
+    inside: list[str] = []
+
+    def plain(event: Placed, tx: Tx) -> None:
+        inside.extend(tx.connection.execute(f"SHOW {name}").fetchone()[0] for name in names)
+
+    async def coloured(event: Placed, tx: AsyncTx) -> None:
+        driver = await tx.connection()
+        cursors = [await driver.execute(f"SHOW {name}") for name in names]
+        inside.extend([(await cursor.fetchone())[0] for cursor in cursors])
+
+    shop.app.on(Placed, group="sales")(plain if colour == "plain" else coloured)
+    shop.prepare()
+    shop.place(1)
+    try:
+        async with shop.app.running() as running:
+            await asyncio.wait_for(running.settled(), 30)
+    finally:
+        shop.close()
+    with ExitStack() as stack:  # all at once, so that every server of the pool is met
+        others = [
+            stack.enter_context(psycopg.connect(pgbouncer_url, prepare_threshold=None))
+            for _ in range(SERVERS)
+        ]
+        found = [other.execute(f"SHOW {name}").fetchone() for other in others for name in names]
+    assert inside == ["77s", "77s"]
+    assert ("77s",) not in found

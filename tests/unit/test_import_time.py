@@ -9,6 +9,7 @@ import sys
 HEAVY = {
     "aiosqlite",
     "click",
+    "nats",
     "opentelemetry",
     "pika",
     "prometheus_client",

@@ -592,3 +592,21 @@ def test_the_other_properties_of_an_envelope():
         "1", "a", "event", "t", None, b"", {"source": "shop", "time": "2026-01-02T00:00:00Z"}
     )
     assert (full.source, full.time) == ("shop", "2026-01-02T00:00:00Z")
+
+
+class Loose(Event, name="m.loose", topic="m"):
+    parts: dict[str, list[Decimal | None]]
+
+
+class Nested(Event, name="m.nested", topic="m"):
+    inner: Loose | None
+    more: list[Nested]
+
+
+def test_a_decimal_that_is_no_number_is_found_at_any_depth_of_a_type():
+    registry = Registry()
+    payload = b'{"inner":null,"more":[{"inner":{"parts":{"a":["NaN"]}},"more":[]}]}'
+    with pytest.raises(UndecodableError, match="NaN"):
+        registry.decode(registry.of(Nested), payload)
+    fine = payload.replace(b"NaN", b"1.5")
+    assert registry.decode(registry.of(Nested), fine).more[0].inner.parts == {"a": [Decimal("1.5")]}

@@ -14,10 +14,18 @@ from collections.abc import Callable, Iterator
 from importlib.resources import files
 from typing import NamedTuple, TypeVar
 
-from duly.kernel.names import check_sql_name
+from duly.kernel.names import LANES, STRIPES, check_sql_name
 from duly.ports import Result, Statement, Steps
 
-__all__ = ["COLUMNS", "Sql", "drive", "load_migrations", "load_statements", "single"]
+__all__ = [
+    "COLUMNS",
+    "Sql",
+    "drive",
+    "load_migrations",
+    "load_routine",
+    "load_statements",
+    "single",
+]
 
 T = TypeVar("T")
 
@@ -63,6 +71,13 @@ def load_migrations(package: str, *, prefix: str) -> list[tuple[int, str, str]]:
             number, _, name = entry.name.removesuffix(".sql").partition("_")
             found.append((int(number), name, _TABLE.sub(prefix, entry.read_text(encoding="utf-8"))))
     return found
+
+
+def load_routine(package: str, *, prefix: str, **values: object) -> str:
+    """The text of ``routines/publish.sql`` with the prefix and these values put in."""
+    check_sql_name(prefix, "table prefix")
+    text = (files(package) / "routines" / "publish.sql").read_text(encoding="utf-8")
+    return _TABLE.sub(prefix, text.format(lanes=LANES, stripes=STRIPES, **values))
 
 
 def drive(steps: Steps[T], call: Callable[[Statement], Result]) -> T:

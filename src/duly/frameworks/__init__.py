@@ -12,7 +12,7 @@ from duly.ports import Join
 
 __all__ = ["join_of"]
 
-_DBAPI = {"sqlite3", "psycopg", "duly"}
+_DBAPI = {"sqlite3", "psycopg", "pymysql", "duly"}
 
 
 def join_of(target: Any) -> Join:

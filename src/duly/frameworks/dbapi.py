@@ -1,11 +1,13 @@
-"""Joining raw connections: ``sqlite3``, ``psycopg`` sync and async.
+"""Joining raw connections: ``sqlite3``, ``PyMySQL``, ``psycopg`` sync and async.
 
 Theory of operation.  A driver tells nobody before it commits.  So ``publish`` on a raw connection
 stores at once: the row follows whatever the user does with the transaction.  ``with
 duly.atomic(conn):`` is the deferred form: it begins the transaction, buffers, writes everything as
 the last statement, commits, and runs what waited for the commit; nested blocks are savepoints.
 Inside a savepoint that the user opened by ``conn.transaction()``, which psycopg counts, the row is
-stored at once, and so is gone when the savepoint is.
+stored at once, and so is gone when the savepoint is.  MySQL ends a transaction by itself: at a
+deadlock, and before it creates or alters a table.  So a block there begins with a savepoint, which
+is gone then, and a block without it never commits.
 
 The invariant: inside ``atomic`` an entry is in the buffer of the innermost block, or already in the
 table.  Left out: SAVEPOINT typed as SQL inside ``atomic``, which nobody sees; a COMMIT typed there
@@ -17,6 +19,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from functools import cache, lru_cache
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakKeyDictionary, WeakSet
@@ -28,6 +31,9 @@ from duly.ports import Outlet, Pending, Result, Statement, Steps
 __all__ = ["JOIN", "Atomic", "DbapiJoin", "atomic"]
 
 Flow = Generator[tuple[Outlet, Statement], Result, None]
+_SERVER_STATUS_IN_TRANS = 1
+_IDLE = 0  # PQTRANS_IDLE
+_HERE = {"localhost", "127.0.0.1", "::1"}
 _LEGACY = -1  # sqlite3.LEGACY_TRANSACTION_CONTROL, which Python 3.11 has not
 
 _open: dict[int, Atomic] = {}  # the innermost block of a connection, by id, while the block is open
@@ -77,9 +83,10 @@ def atomic(connection: Any) -> Atomic:
     """A transaction on a raw connection that stores messages with its last statement: ``with
     atomic(conn) as tx:``.
 
-    connection: a ``sqlite3.Connection``, a ``psycopg.Connection``, or a ``psycopg.AsyncConnection``
-    (``async with``). A block inside a block is a savepoint. Guarantee: messages and work commit
-    together or not at all; on any error all is rolled back; hooks run after the outermost commit.
+    connection: a ``sqlite3.Connection``, a ``pymysql`` or ``psycopg.Connection``, or a
+    ``psycopg.AsyncConnection`` (``async with``). A block inside a block is a savepoint. Guarantee:
+    messages and work commit together or not at all; on any error all is rolled back; hooks run
+    after the outermost commit.
     Raises ConfigurationError (ATOMIC_INSIDE_TRANSACTION) on entry when a transaction is open that
     is not its own.
     """
@@ -105,10 +112,10 @@ class Atomic:
                 "this connection is async: async with duly.atomic(connection)"
             )
         self._start()
-        if isinstance(self.connection, sqlite3.Connection):
-            self._transaction = _sqlite_block(self.connection, self._outer)
-        else:
+        if _is_psycopg(self.connection):
             self._transaction = self.connection.transaction()
+        else:
+            self._transaction = _block(self.connection, self._outer)
         self._transaction.__enter__()
         self._opened()
         return self
@@ -212,12 +219,22 @@ class Atomic:
     def _before_end(self) -> None:
         if _open.get(id(self.connection)) is not self:
             raise ConfigurationError("atomic blocks must end in the reverse order of their start")
-        if not _in_transaction(self.connection):
+        if not _in_transaction(self.connection) or not self._guarded():
             raise ConfigurationError(
                 "the transaction was ended inside the atomic block; "
                 f"{len(self.items)} messages are not stored",
                 code="TRANSACTION_ENDED",
             )
+
+    def _guarded(self) -> bool:
+        """Whether the savepoint that began the block is there, where one did."""
+        if self._outer is not None or not _is_mysql(self.connection):
+            return True
+        try:
+            _say(self.connection, ["RELEASE SAVEPOINT duly_0"])
+        except Exception:  # noqa: BLE001  # gone, or the connection is: either way nothing is committed
+            return False
+        return True
 
     def _closed(self) -> None:
         if self._outer is None:
@@ -235,31 +252,45 @@ class Atomic:
 
 
 @contextmanager
-def _sqlite_block(connection: sqlite3.Connection, outer: Atomic | None) -> Iterator[None]:
+def _block(connection: Any, outer: Atomic | None) -> Iterator[None]:
+    """A transaction, or a savepoint inside one, where the driver has no block of its own."""
     depth, above = 0, outer
     while above is not None:
         depth, above = depth + 1, above._outer
     name = f"duly_{depth}"
-    start = f"SAVEPOINT {name}" if depth else "BEGIN IMMEDIATE"
-    undo = [f"ROLLBACK TO {name}", f"RELEASE {name}"] if depth else ["ROLLBACK"]
-    connection.execute(start)
+    start, commit = ["BEGIN IMMEDIATE"], ["COMMIT"]
+    if not isinstance(connection, sqlite3.Connection):
+        start, commit = ["START TRANSACTION", f"SAVEPOINT {name}"], ["COMMIT"]
+    undo = ["ROLLBACK"]
+    if depth:
+        start, commit = [f"SAVEPOINT {name}"], [f"RELEASE SAVEPOINT {name}"]
+        undo = [f"ROLLBACK TO SAVEPOINT {name}", *commit]
+    _say(connection, start)
     try:
         yield
-        connection.execute(f"RELEASE {name}" if depth else "COMMIT")
+        _say(connection, commit)
     except BaseException:
-        with suppress(
-            sqlite3.Error
-        ):  # some errors have rolled back already; the first one is the one to tell
-            for sql in undo if connection.in_transaction else []:
-                connection.execute(sql)
+        with suppress(Exception):  # some errors have rolled back; the first one is the one to tell
+            _say(connection, undo if _in_transaction(connection) else [])
         raise
+
+
+def _say(connection: Any, texts: Sequence[str]) -> None:
+    for text in texts:
+        cursor = connection.cursor()
+        cursor.execute(text)
+        cursor.close()
 
 
 # --- what a connection is and does ----------------------------------------------------------------
 def _check(connection: Any) -> None:
     if isinstance(connection, sqlite3.Connection):
         return
-    if "psycopg" in {cls.__module__.partition(".")[0] for cls in type(connection).__mro__}:
+    if _is_mysql(connection):
+        if not connection.open:
+            raise NotInTransactionError("the connection is closed")
+        return
+    if _is_psycopg(connection):
         from psycopg import AsyncConnection, Connection
 
         if isinstance(connection, Connection | AsyncConnection):
@@ -268,24 +299,44 @@ def _check(connection: Any) -> None:
             return
     raise NotInTransactionError(
         f"{type(connection).__module__}.{type(connection).__qualname__} "
-        "is no connection of sqlite3 or psycopg",
+        "is no connection of sqlite3, psycopg or PyMySQL",
         code="NOT_A_TRANSACTION",
     )
 
 
+def _packages(connection: Any) -> frozenset[str]:
+    kind: Any = type(connection)
+    return _packages_of(kind)
+
+
+@lru_cache(maxsize=256)
+def _packages_of(kind: type) -> frozenset[str]:
+    return frozenset(cls.__module__.partition(".")[0] for cls in kind.__mro__)
+
+
+def _is_psycopg(connection: Any) -> bool:
+    return "psycopg" in _packages(connection)
+
+
+def _is_mysql(connection: Any) -> bool:
+    return "pymysql" in _packages(connection) and hasattr(connection, "server_status")
+
+
 def _is_async(connection: Any) -> bool:
-    return not isinstance(connection, sqlite3.Connection) and hasattr(connection, "__aenter__")
+    return _is_psycopg(connection) and hasattr(connection, "__aenter__")
 
 
 def _depth(connection: Any) -> int:
     """How many ``conn.transaction()`` blocks are open, so that one that is not ours is noticed."""
-    return 0 if isinstance(connection, sqlite3.Connection) else int(connection._num_transactions)
+    return int(connection._num_transactions) if _is_psycopg(connection) else 0
 
 
 def _in_transaction(connection: Any) -> bool:
     if isinstance(connection, sqlite3.Connection):
         return connection.in_transaction
-    return bool(connection.info.transaction_status.name != "IDLE")
+    if _is_mysql(connection):
+        return bool(connection.server_status & _SERVER_STATUS_IN_TRANS)
+    return bool(connection.pgconn.transaction_status != _IDLE)
 
 
 def _refuse_autocommit(connection: Any) -> None:
@@ -293,15 +344,14 @@ def _refuse_autocommit(connection: Any) -> None:
     user's commit.
     """
     if _in_transaction(connection):
-        if (
-            not isinstance(connection, sqlite3.Connection)
-            and connection.info.transaction_status.name == "INERROR"
-        ):
+        if _is_psycopg(connection) and connection.info.transaction_status.name == "INERROR":
             raise NotInTransactionError("the connection's transaction has failed; roll it back")
         return
     if isinstance(connection, sqlite3.Connection):
         switch = getattr(connection, "autocommit", _LEGACY)
         alone = switch is True or (switch == _LEGACY and connection.isolation_level is None)
+    elif _is_mysql(connection):
+        alone = connection.get_autocommit()
     else:
         alone = connection.autocommit
     if alone:
@@ -360,7 +410,7 @@ def _execute(connection: Any, outlet: Outlet, statement: Statement) -> Result:
     try:
         with _pipeline(connection, calls):
             for sql, values, many in calls:
-                cursor = connection.cursor()
+                cursor = _cursor(connection)
                 if many:
                     cursor.executemany(sql, values)
                 else:
@@ -371,6 +421,15 @@ def _execute(connection: Any, outlet: Outlet, statement: Statement) -> Result:
     except Exception as error:
         raise outlet.map_error(error) from error
     return result
+
+
+def _cursor(connection: Any) -> Any:
+    """A plain one, whatever class of cursor the user has chosen."""
+    if _is_mysql(connection):
+        from pymysql.cursors import Cursor
+
+        return connection.cursor(Cursor)
+    return connection.cursor()
 
 
 async def _execute_async(connection: Any, outlet: Outlet, statement: Statement) -> Result:
@@ -389,10 +448,24 @@ async def _execute_async(connection: Any, outlet: Outlet, statement: Statement) 
 
 
 def _pipeline(connection: Any, calls: Sequence[Any]) -> Any:
-    """One round trip for several calls, where libpq can; for ``with`` and ``async with``."""
-    if len(calls) > 1 and not isinstance(connection, sqlite3.Connection):
-        from psycopg import capabilities
-
-        if capabilities.has_pipeline():
-            return connection.pipeline()
+    """One round trip for several calls, where libpq can and where that is the cheaper way; for
+    ``with`` and ``async with``.
+    """
+    if len(calls) > 1 and _is_psycopg(connection) and _has_pipeline() and _is_far(connection):
+        return connection.pipeline()
     return nullcontext()
+
+
+def _is_far(connection: Any) -> bool:
+    """Whether a round trip costs more than the driver's work for a pipeline, some 30 us: not on
+    this machine, unless the event loop would have to turn for each.
+    """
+    host = connection.info.host
+    return _is_async(connection) or not (host.startswith("/") or host in _HERE)
+
+
+@cache
+def _has_pipeline() -> bool:
+    from psycopg import capabilities
+
+    return capabilities.has_pipeline()

@@ -72,47 +72,65 @@ class BatchClaim:
 
     def __init__(self, identities: Sequence[Identity], messages: Sequence[Message]) -> None:
         self._identities, self._messages = identities, messages
+        self._where = {"group": identities[0].group, "handler": identities[0].handler}
         self.endings: dict[int, Ending] = {}
 
     def steps(self) -> Steps[Ending | None]:
         """Insert all; only when some were there already, undo that and find out which. None unless
         not one is new.
         """
-        group, handler, _ = self._identities[0]
         places: dict[str, int] = {}
-        for place, identity in enumerate(self._identities):
-            if places.setdefault(identity.dedupe_key, place) != place:
+        for place, (_, _, key) in enumerate(self._identities):
+            if places.setdefault(key, place) != place:
                 self.endings[place] = Ending(End.DUPLICATE)  # twice in one batch
         order = [place for _, place in sorted(places.items())]  # one order for all: no deadlocks
-        inserted = yield Statement("inbox.claim_all", many=[self._values(place) for place in order])
-        if inserted.count < len(order):
+        parts = self._parts(order)
+        inserted = 0
+        for values in parts:
+            inserted += (yield Statement("inbox.claim_all", values)).count
+        if inserted < len(order):
             yield Statement("inbox.unwind")
-            yield from self._sort_out(
-                {"group": group, "handler": handler}, places, rows=[self._row(p) for p in order]
-            )
+            yield from self._sort_out(places, parts)
         return Ending(End.DUPLICATE) if len(self.endings) == len(self._messages) else None
 
-    def _sort_out(
-        self, where: dict[str, str], places: dict[str, int], *, rows: Sequence[tuple[Any, ...]]
-    ) -> Steps[None]:
-        inserted = yield Statement("inbox.claim_many", {**where, "rows": _encode(rows).decode()})
-        fresh = {key for (key,) in inserted.rows}
-        known = yield from self._look(where, [key for key in places if key not in fresh])
+    def _sort_out(self, places: dict[str, int], parts: Sequence[dict[str, Any]]) -> Steps[None]:
+        fresh: set[str] = set()
+        for values in parts:
+            inserted = yield Statement("inbox.claim_many", values)
+            fresh.update(key for (key,) in inserted.rows)
+        known = yield from self._look([key for key in places if key not in fresh])
         for key, place in places.items():
             if key not in fresh:
                 message_id, status = known[key]
                 self.endings[place] = judged(message_id, status, self._messages[place].id)
 
-    def _values(self, place: int) -> dict[str, Any]:
-        return claim_values(self._identities[place], self._messages[place])
+    def _parts(self, order: Sequence[int]) -> list[dict[str, Any]]:
+        """The values of the inserts: what all rows have in common is said once, so nearly always
+        there is one.
+        """
+        messages = self._messages
+        parts: dict[tuple[str, str, str], list[int]] = {}
+        for place in order:
+            m = messages[place]
+            parts.setdefault((m.type, m.kind, m.topic), []).append(place)
+        return [
+            {
+                **self._where,
+                "message_type": type_,
+                "kind": kind,
+                "topic": topic,
+                "rows": self._rows(places),
+            }
+            for (type_, kind, topic), places in parts.items()
+        ]
 
-    def _row(self, place: int) -> tuple[Any, ...]:
-        m = self._messages[place]
-        return (self._identities[place].dedupe_key, m.id, m.type, m.kind, m.topic, m.key)
+    def _rows(self, places: Sequence[int]) -> str:
+        identities, messages = self._identities, self._messages
+        rows = [(identities[p].dedupe_key, messages[p].id, messages[p].key) for p in places]
+        return _encode(rows).decode()
 
-    @staticmethod
-    def _look(where: dict[str, str], keys: Collection[str]) -> Steps[dict[str, tuple[str, str]]]:
-        found = yield Statement("inbox.seen", {**where, "dedupe_keys": list(keys)})
+    def _look(self, keys: Collection[str]) -> Steps[dict[str, tuple[str, str]]]:
+        found = yield Statement("inbox.seen", {**self._where, "dedupe_keys": list(keys)})
         known = {key: (message_id, status) for key, message_id, status in found.rows}
         if len(known) < len(keys):
             raise TransactionConflictError("a row in the way is gone")

@@ -18,17 +18,20 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from duly.errors import DulyError
 from duly.inbox.claims import judged
 from duly.inbox.context import ConsumeContext, Job
 from duly.inbox.crew import Crew, Task, crew_of
-from duly.inbox.ending import End, Ending
+from duly.inbox.ending import End, Ending, all_done
 from duly.inbox.failures import STORED, Unhandled, received_row, store
 from duly.inbox.handlers import Handler
 from duly.inbox.identity import Identity
-from duly.inbox.intake import Entry, Intake, seconds_since, sort
+from duly.inbox.intake import Entry, Intake, Rejected, seconds_since, sort
 from duly.kernel import failpoints
 from duly.kernel.backoff import Retry
 from duly.message import Message
@@ -42,6 +45,7 @@ _log = logging.getLogger("duly.consume")
 
 COLLECT_SECONDS = 0.004  # ends are acknowledged together; far below any round trip's notice
 TROUBLE_SECONDS = 0.5  # between a release and the next batch, so that trouble does not spin
+_source, _handler = attrgetter("source"), attrgetter("handler")
 _FINISHED = (End.DONE, End.DUPLICATE, End.OWNED, *STORED)
 
 
@@ -68,7 +72,9 @@ class Consumer:
         self.group = group
         self._context, self._connection = context, connection
         self._ordered = context.handlers.order_of(group) == "key"
-        self._in_flight_max = in_flight_max
+        self._in_flight_max = max(
+            in_flight_max, context.handlers.subscription(group, prefetch=0).prefetch
+        )
         self._crews: dict[Handler, Crew] = {}
         self._ended: deque[_Ended] = deque()
         self._waiting: dict[Handler, deque[Entry]] = {}
@@ -86,6 +92,7 @@ class Consumer:
         ours.
         """
         self._subscription, self._loop = subscription, asyncio.get_running_loop()
+        await asyncio.to_thread(self._load_engines)
         batches = aiter(subscription.batches())
         try:
             while not self._stopping:
@@ -128,10 +135,19 @@ class Consumer:
             await asyncio.gather(*self._acks, return_exceptions=True)
         return all(ended)
 
+    def _load_engines(self) -> None:
+        """Import what the handlers' connections need before a message waits for it."""
+        colours = {h.is_async for h in self._context.handlers.of_group(self.group)}
+        with suppress(DulyError):  # told by whoever opens a connection, who tries again
+            if False in colours:
+                self._context.database.engine()
+            if True in colours:
+                self._context.database.async_engine()
+
     # --- receiving --------------------------------------------------------------------------------
     async def _receive(self, batch: Sequence[Delivery]) -> None:
         failpoints.hit(failpoints.CONSUME_RECEIVED)
-        for source, count in Counter(d.source for d in batch).items():
+        for source, count in Counter(map(_source, batch)).items():
             self._context.hooks.emit(Received(group=self.group, source=source, count=count))
         while self._in_flight >= self._in_flight_max and not self._stopping:
             self._room.clear()
@@ -139,25 +155,40 @@ class Consumer:
         self._in_flight += len(batch)
         intake = sort(self._context, self.group, batch)
         batch = intake.order  # the same deliveries, each with an id
+        entries: Sequence[Entry] = []
         try:
+            if intake.doubtful:
+                intake.decide(await self._received_before(intake.doubtful))
+            if rejected := self._rejected(intake):
+                await self._connection.run(lambda: store([one.unhandled for one in rejected]))
             if self._ordered:
                 await self._keep_rows(intake)
-                entries = []
             else:
-                if intake.stored:
-                    await self._connection.run(
-                        lambda: store([one.unhandled for one in intake.stored])
-                    )
                 entries = await self._unfinished(intake.entries)
         except DulyError as error:
             await self._trouble(batch, error)
             return
         self._told(intake)
-        kept = {id(entry.delivery) for entry in entries}
-        await self._ack([d.token for d in batch if id(d) not in kept])
+        if len(entries) < len(batch):
+            kept = {id(entry.delivery) for entry in entries}
+            await self._ack([d.token for d in batch if id(d) not in kept])
         self._hand_out(entries)
 
-    async def _unfinished(self, entries: Sequence[Entry]) -> list[Entry]:
+    def _rejected(self, intake: Intake) -> Sequence[Rejected]:
+        """What is stored as it is; of an ordered group the lane owners judge the rest, in its place
+        of the order.
+        """
+        return [one for one in intake.stored if one.final] if self._ordered else intake.stored
+
+    async def _received_before(self, entries: Sequence[Entry]) -> set[str]:
+        """The ids of those whose content the inbox has a row of."""
+        ids = sorted({entry.delivery.message.id for entry in entries})
+        names = sorted({entry.handler.name for entry in entries})
+        values = {"group": self.group, "handlers": names, "message_ids": ids}
+        rows = (await self._connection.ask(Statement("inbox.of_message", values))).rows
+        return {message_id for message_id, status in rows if status}
+
+    async def _unfinished(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         """The entries whose messages are not done yet."""
         seen: dict[tuple[str, str], tuple[str, str]] = {}
         by_handler: dict[str, list[str]] = {}
@@ -172,9 +203,11 @@ class Consumer:
             seen.update(
                 {(name, key): (message_id, status) for key, message_id, status in result.rows}
             )
+        if not seen:
+            return await self._store_recovered(entries)
         left, busy, duplicates = [], [], Counter[str]()
         for entry in entries:
-            found = seen.get((entry.handler.name, entry.identity.dedupe_key)) if seen else None
+            found = seen.get((entry.handler.name, entry.identity.dedupe_key))
             ending = None if found is None else judged(*found, entry.delivery.message.id)
             if ending is None:
                 left.append(entry)
@@ -189,19 +222,20 @@ class Consumer:
         self._tell_duplicates(duplicates)
         return await self._store_recovered(left)
 
-    async def _store_recovered(self, entries: list[Entry]) -> list[Entry]:
+    async def _store_recovered(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         """What may have ended a process before is stored first and run from there, one by one,
         attempts committed.
         """
         careful = self._context.after_unclean_exit()
         recovered = [entry for entry in entries if careful or entry.delivery.redelivered]
-        if recovered:
-            rows = [
-                entry.as_unhandled(Ending(End.LATER, "REDELIVERED: handled from the inbox"))
-                for entry in recovered
-            ]
-            await self._connection.run(lambda: store(rows))
-            self._context.wake()
+        if not recovered:
+            return entries
+        rows = [
+            entry.as_unhandled(Ending(End.LATER, "REDELIVERED: handled from the inbox"))
+            for entry in recovered
+        ]
+        await self._connection.run(lambda: store(rows))
+        self._context.wake()
         chosen = {id(entry) for entry in recovered}
         return [entry for entry in entries if id(entry) not in chosen]
 
@@ -210,7 +244,7 @@ class Consumer:
         decide the rest.
         """
         kept = [(e.delivery, e.identity, e.decoded) for e in intake.entries]
-        kept += [(r.delivery, r.unhandled.identity, False) for r in intake.stored]
+        kept += [(r.delivery, r.unhandled.identity, False) for r in intake.stored if not r.final]
         if not kept:
             return
         place = {id(d): n for n, d in enumerate(intake.order)}
@@ -233,9 +267,11 @@ class Consumer:
         await asyncio.sleep(TROUBLE_SECONDS)
 
     def _hand_out(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            self._waiting.setdefault(entry.handler, deque()).append(entry)
-        for handler in {entry.handler for entry in entries}:
+        handlers = {}
+        for handler, mine in groupby(entries, _handler):
+            handlers[handler] = self._waiting.setdefault(handler, deque())
+            handlers[handler].extend(mine)
+        for handler in handlers:
             self._start(handler)
 
     def _start(self, handler: Handler) -> None:
@@ -279,6 +315,9 @@ class Consumer:
             one = self._ended.popleft()
             ended.append(one)
             self._jobs[one.job.handler] -= 1
+            if all_done(one.endings):
+                acks += one.job.tokens
+                continue
             for token, ending in zip(one.job.tokens, one.endings, strict=True):
                 (acks if ending.end in _FINISHED else back).append(token)
         for handler in {one.job.handler for one in ended} if not self._stopping else ():
@@ -314,7 +353,7 @@ class Consumer:
     def _told(self, intake: Intake) -> None:
         for name, count in intake.skipped.items():
             self._context.hooks.emit(Skipped(group=self.group, type=name, count=count))
-        for one in () if self._ordered else intake.stored:
+        for one in self._rejected(intake):
             self._tell_stored(
                 one.unhandled.message, one.unhandled.identity.handler, one.unhandled.ending
             )
@@ -330,13 +369,16 @@ class Consumer:
         oldest: dict[str, tuple[float, float]] = {}
         for job, endings, began in ended:
             name = job.handler.name
-            for message, ending in zip(job.messages, endings, strict=True):
-                if ending.end is End.DONE:
-                    done[name] += 1
-                elif ending.end in (End.DUPLICATE, End.OWNED):
-                    duplicates[name] += 1
-                elif ending.end in STORED:
-                    self._tell_stored(message, name, ending)
+            if all_done(endings):
+                done[name] += len(endings)
+            else:
+                for message, ending in zip(job.messages, endings, strict=True):
+                    if ending.end is End.DONE:
+                        done[name] += 1
+                    elif ending.end in (End.DUPLICATE, End.OWNED):
+                        duplicates[name] += 1
+                    elif ending.end in STORED:
+                        self._tell_stored(message, name, ending)
             first = job.messages[0]
             age = seconds_since(first)
             before = oldest.get(name, (began, age))
@@ -368,7 +410,19 @@ class Consumer:
                     message_id=message_id,
                 )
             )
-        elif ending.end is End.FAILED:
+            return
+        due = ending.due_in_seconds or None
+        if ending.end is End.RETRY:
+            failed = HandlerFailed(
+                group=self.group,
+                handler=handler,
+                message_id=message_id,
+                code=code,
+                attempts=1,
+                due_in_seconds=due,
+            )
+            emit(failed)
+        if ending.end is End.FAILED or (ending.end is End.RETRY and due is None):
             emit(
                 Failed(
                     box="inbox",
@@ -378,12 +432,6 @@ class Consumer:
                     attempts=1,
                     group=self.group,
                     handler=handler,
-                )
-            )
-        elif ending.end is End.RETRY:
-            emit(
-                HandlerFailed(
-                    group=self.group, handler=handler, message_id=message_id, code=code, attempts=1
                 )
             )
 

@@ -19,8 +19,8 @@ from typing import NamedTuple, Protocol
 from duly.errors import DulyError, error_code
 from duly.inbox.context import ConsumeContext, Job
 from duly.inbox.desk import AsyncDesk, Desk
-from duly.inbox.ending import End, Ending, error_text
-from duly.inbox.failures import STORED, Unhandled, store
+from duly.inbox.ending import End, Ending, all_done, error_text
+from duly.inbox.failures import STORED, Unhandled, dated, store
 from duly.inbox.handlers import Handler
 from duly.inbox.runner import run, run_async
 
@@ -115,6 +115,9 @@ class _Threads:
         desk.close()
 
     def _store(self, desk: Desk, job: Job, endings: list[Ending]) -> list[Ending]:
+        if all_done(endings):
+            return endings
+        endings = [dated(ending, job.handler.retry) for ending in endings]
         unhandled = unstored(job, endings)
         if unhandled:
             try:
@@ -174,6 +177,8 @@ class _Tasks:
     async def _handle(self, desk: AsyncDesk, task: Task) -> Sequence[Ending]:
         try:
             endings = await run_async(self._context, desk, task.job)
+            if task.stores:
+                endings = [dated(ending, task.job.handler.retry) for ending in endings]
             unhandled = unstored(task.job, endings) if task.stores else []
             if unhandled:
                 try:

@@ -27,7 +27,7 @@ from duly.errors import (
     RetryableError,
     TransactionMisuseError,
 )
-from duly.ports import Database, Result, Statement, Steps
+from duly.ports import Database, GuardsAtOnce, Result, Statement, Steps
 
 __all__ = ["AsyncDesk", "Desk", "Turn"]
 
@@ -43,8 +43,11 @@ class Desk:
     """A handler's connection. limit_seconds: how long a handler may run. turn: a fair gate before
     BEGIN.
 
-    driver: the driver's own connection object; None while there is none.
+    driver: the driver's own connection object; None while there is none. at_once: whether a
+    transaction may be begun and ended in one round trip each, where the database can.
     """
+
+    at_once = True
 
     def __init__(self, database: Database, *, limit_seconds: float, turn: Turn) -> None:
         self._database = database
@@ -55,6 +58,10 @@ class Desk:
             None  # the driver's connection, or SQLAlchemy's synchronous face of an async one
         )
         self.driver: Any = None
+        self._at_once: GuardsAtOnce | None = None
+        if self.at_once and isinstance(database, GuardsAtOnce):
+            self._at_once = database
+        self._quick: GuardsAtOnce | None = None  # of the open transaction
 
     # --- the connection ---------------------------------------------------------------------------
     def open(self) -> None:
@@ -94,9 +101,7 @@ class Desk:
     @property
     def lost(self) -> bool:
         """Whether the connection cannot be used any more."""
-        return (
-            self._core is None or self._core.closed or bool(getattr(self.driver, "closed", False))
-        )
+        return self._core is None or self._core.closed or _is_closed(self.driver)
 
     # --- statements -------------------------------------------------------------------------------
     def execute(self, statement: Statement) -> Result:
@@ -151,13 +156,36 @@ class Desk:
         with self._turn():
             self._core.begin()
 
-    def guard(self) -> None:
-        """Set the savepoint that tells whether this is still the same transaction."""
+    def begin_guarded(self) -> None:
+        """Begin, where nobody has, and set the savepoint that tells whether this is still the same
+        transaction.
+        """
+        self._quick = None
+        if self._at_once is not None and not self.in_transaction and self._begin_at_once():
+            self._quick = self._at_once
+            return
+        if not self.in_transaction:
+            self.begin()
         self.execute(_GUARD)
 
-    def unguard(self) -> None:
-        """Release it. Raises TransactionMisuseError, RetryableError (TRANSACTION_ABORTED)."""
+    def _begin_at_once(self) -> bool:
+        assert self._at_once is not None
+        self.open()
+        with self._turn():
+            begun = self._at_once.begin_guarded(self.driver)
+        if begun:
+            self._core.begin()  # so that a session can join
+        return begun
+
+    def unguard(self, *, committing: bool = False) -> Exception | None:
+        """Release the savepoint; also commit, where that can be done at once. committing: the next
+        call is ``commit``, which wants to know what this returns.
+
+        Raises TransactionMisuseError, RetryableError (TRANSACTION_ABORTED).
+        """
         try:
+            if committing and self._quick is not None:
+                return self._quick.commit_guarded(self.driver)
             self.execute(_UNGUARD)
         except Exception as error:
             mapped = self.mapped(error)
@@ -172,6 +200,7 @@ class Desk:
                     "an error of the database was caught and ignored", code="TRANSACTION_ABORTED"
                 ) from error
             raise TransactionMisuseError("the transaction was ended by the handler") from error
+        return None
 
     def intact(self) -> bool:
         """Whether the guarded transaction is still the one that was begun; undoes what was done in
@@ -185,15 +214,23 @@ class Desk:
 
     def _closed_by_hand(self) -> bool:
         """A connection that the program closed is not ``broken``; one that the server or network
-        closed is.
+        closed is. PyMySQL notes the former, asyncmy neither.
         """
+        if hasattr(self.driver, "connected"):
+            return False
+        if hasattr(self.driver, "open"):
+            return bool(self.driver._closed)
         return not getattr(self.driver, "broken", False)
 
-    def commit(self, before: Callable[[], None] = lambda: None) -> None:
-        """Commit. before: the session's own commit. Raises TransactionConflictError,
-        OutcomeUnknownError.
+    def commit(
+        self, before: Callable[[], None] = lambda: None, *, failed: Exception | None = None
+    ) -> None:
+        """Commit. before: the session's own commit. failed: the error of a COMMIT by ``unguard``.
+        Raises TransactionConflictError, OutcomeUnknownError.
         """
         try:
+            if failed is not None:
+                raise failed
             before()
             if (transaction := self._core.get_transaction()) is not None:
                 transaction.commit()
@@ -255,6 +292,15 @@ class AsyncDesk:
                 await connection.run_sync(lambda _: self.desk.close())
             with suppress(Exception):
                 await connection.close()
+
+
+def _is_closed(driver: Any) -> bool:
+    """Whether a driver's connection is over, in the word of each: psycopg's ``closed``, PyMySQL's
+    ``open``, asyncmy's ``connected``; SQLite's have none.
+    """
+    if hasattr(driver, "closed"):
+        return bool(driver.closed)
+    return not (getattr(driver, "open", True) and getattr(driver, "connected", True))
 
 
 def _connect(engine: Any) -> Any:

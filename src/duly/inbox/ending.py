@@ -19,6 +19,7 @@ errors quote data.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import PurePath
 from typing import NamedTuple
@@ -33,7 +34,7 @@ from duly.errors import (
     error_code,
 )
 
-__all__ = ["End", "Ended", "Ending", "ending_of", "error_text"]
+__all__ = ["DONE", "End", "Ended", "Ending", "all_done", "ending_of", "error_text"]
 
 EFFECT_IN_DOUBT = "EFFECT_IN_DOUBT"
 EFFECT_IS_LIVE = "EFFECT_IS_LIVE"
@@ -56,12 +57,17 @@ class End(Enum):
 
 class Ending(NamedTuple):
     """end, and what to store: ``CODE: text`` without payloads. half: half of the work was committed
-    by the handler.
+    by the handler. due_in_seconds: until the next attempt, of a RETRY that has one; 0.0 where that
+    is not decided yet.
     """
 
     end: End
     error: str = ""
     half: bool = False
+    due_in_seconds: float = 0.0
+
+
+DONE = Ending(End.DONE)
 
 
 class Ended(
@@ -72,6 +78,11 @@ class Ended(
     def __init__(self, ending: Ending) -> None:
         self.ending = ending
         super().__init__(ending.end.value)
+
+
+def all_done(endings: Sequence[Ending]) -> bool:
+    """Whether nothing has to be said of any message by itself: the usual case, told at once."""
+    return endings.count(DONE) == len(endings)
 
 
 def ending_of(error: BaseException, mapped: BaseException, *, connection_lost: bool) -> Ending:

@@ -23,7 +23,7 @@ from duly.kernel.names import LANES, place
 from duly.message import Message
 from duly.ports import Statement, Steps
 
-__all__ = ["STORED", "Stored", "Unhandled", "lane_of", "plan", "received_row", "store"]
+__all__ = ["STORED", "Stored", "Unhandled", "dated", "lane_of", "plan", "received_row", "store"]
 
 LATER_SECONDS = 1.0
 STORED = frozenset({End.RETRY, End.FAILED, End.HELD, End.LATER, End.BUSY})
@@ -51,12 +51,19 @@ class Stored(NamedTuple):
 def plan(ending: Ending, retry: Retry) -> Stored:
     """The row that an ending leads to; it is the first one of its message."""
     if ending.end is End.RETRY and not retry.exhausted(1):
-        return Stored("retry", 1, retry.delay(1, random.random()))
+        return Stored("retry", 1, ending.due_in_seconds or retry.delay(1, random.random()))
     if ending.end in (End.RETRY, End.FAILED):
         return Stored("failed", 1, None)
     if ending.end is End.LATER:
         return Stored("retry", 0, LATER_SECONDS)
     return Stored("held", 0, None)
+
+
+def dated(ending: Ending, retry: Retry) -> Ending:
+    """It, with the time until the second attempt, where there is to be one."""
+    if ending.end is not End.RETRY or retry.exhausted(1):
+        return ending
+    return ending._replace(due_in_seconds=retry.delay(1, random.random()))
 
 
 def store(unhandled: Sequence[Unhandled]) -> Steps[None]:

@@ -213,7 +213,11 @@ class HandlerRegistry:
     def subscription(
         self, group: str, *, prefetch: int, from_start: bool = True
     ) -> SubscriptionSpec:
-        """What a group reads."""
+        """What a group reads. prefetch: at least twice the largest batch, so that the next one has
+        arrived when a handler comes back.
+        """
+        batch = max((h.batch or 0 for h in self.of_group(group)), default=0)
+        prefetch = max(prefetch, 2 * batch)
         topics = sorted(
             {TopicSpec(h.type.topic, h.type.kind) for h in self.of_group(group)},
             key=lambda t: t.name,

@@ -15,18 +15,19 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from duly.errors import BatchError, DulyError, PermanentError
 from duly.inbox.context import ConsumeContext, Job
 from duly.inbox.desk import AsyncDesk, Desk
-from duly.inbox.ending import End, Ending, error_text
+from duly.inbox.ending import DONE, End, Ended, Ending, error_text
 from duly.inbox.transaction import AsyncTx, HandlerTransaction, Tx
+from duly.observe import tracing
 
 __all__ = ["AGAIN_MAX", "run", "run_async"]
 
 AGAIN_MAX = 8
-_DONE = Ending(End.DONE)
 
 
 class _Attempt:
@@ -38,7 +39,7 @@ class _Attempt:
         self.context, self.job = context, job
         self.endings: dict[int, Ending] = {}
         self.values = self._decode()
-        self.readable = [place for place in range(len(job.messages)) if place in self.values]
+        self.readable = sorted(self.values)
         self.claimed = job if len(self.readable) == len(job.messages) else job.part(self.readable)
         self.transaction = (
             HandlerTransaction(context, desk, self.claimed) if self.readable else None
@@ -46,12 +47,11 @@ class _Attempt:
 
     def _decode(self) -> dict[int, Any]:
         found = dict(self.job.values)
+        decode, spec = self.context.registry.decode, self.job.handler.type
         for place, message in enumerate(self.job.messages):
             if place not in found:
                 try:
-                    found[place] = self.context.registry.decode(
-                        self.job.handler.type, message.payload
-                    )
+                    found[place] = decode(spec, message.payload)
                 except PermanentError as error:
                     self.endings[place] = Ending(End.FAILED, error_text(error))
         return found
@@ -83,8 +83,7 @@ class _Attempt:
 
     def done(self) -> None:
         """What has no ending yet is committed."""
-        for place in range(len(self.job.messages)):
-            self.endings.setdefault(place, _DONE)
+        self.endings = {**dict.fromkeys(range(len(self.job.messages)), DONE), **self.endings}
 
     def failed(self, error: BaseException, ending: Ending) -> None:
         """The transaction was rolled back: everything that was fresh has this ending, culprits of a
@@ -158,10 +157,11 @@ def _attempt(context: ConsumeContext, desk: Desk, job: Job) -> list[Ending]:
         return attempt.result()
     token = context.deadlines.enter(job.handler.label, context.handler_timeout_seconds)
     try:
-        if job.handler.batch is not None:
-            transaction.open()
-        attempt.call(Tx(transaction))
-        transaction.finish()
+        with _span(job):
+            if job.handler.batch is not None:
+                transaction.open()
+            attempt.call(Tx(transaction))
+            transaction.finish()
         attempt.done()
     except BaseException as error:  # noqa: BLE001  # also SystemExit: the message has failed, the worker lives
         _judge(attempt, transaction, error)
@@ -217,10 +217,11 @@ async def _attempt_async(context: ConsumeContext, desk: AsyncDesk, job: Job) -> 
         return attempt.result()
     token = context.deadlines.enter(job.handler.label, context.handler_timeout_seconds)
     try:
-        if job.handler.batch is not None:
-            await desk.call(transaction.open)
-        await attempt.call(AsyncTx(transaction, desk))
-        await desk.call(transaction.finish)
+        with _span(job):
+            if job.handler.batch is not None:
+                await desk.call(transaction.open)
+            await attempt.call(AsyncTx(transaction, desk))
+            await desk.call(transaction.finish)
         attempt.done()
     except BaseException as error:  # also SystemExit: the message has failed, the worker lives
         task = asyncio.current_task()
@@ -243,6 +244,13 @@ async def _judge_async(attempt: _Attempt, error: BaseException, desk: AsyncDesk)
     except Exception as lost:  # noqa: BLE001  # the connection cannot even roll back: the server does
         await desk.close()
         attempt.failed(error, Ending(End.AGAIN, error_text(lost)))
+
+
+def _span(job: Job) -> AbstractContextManager[Any]:
+    handler = job.handler
+    return tracing.processing(
+        job.messages, group=handler.group, batch=handler.batch is not None, expected=(Ended,)
+    )
 
 
 def _pause(round_: int) -> float:

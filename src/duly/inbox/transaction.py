@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from duly.errors import (
     ConfigurationError,
+    DulyError,
     EffectInsideTransactionError,
     PermanentError,
+    TransactionConflictError,
     TransactionMisuseError,
 )
 from duly.inbox import effects
@@ -33,6 +35,7 @@ from duly.inbox.ending import End, Ended, Ending, ending_of
 from duly.kernel import failpoints
 from duly.message import Message
 from duly.outbox.publish import UNKEYED, PendingMessage
+from duly.ports import Result, Statement, Steps
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -76,9 +79,7 @@ class HandlerTransaction:
             )
         self.touched = self._opened = True
         try:
-            if not self.desk.in_transaction:
-                self.desk.begin()
-            self.desk.guard()
+            self.desk.begin_guarded()
             ending = self.desk.drive(self.claim.steps())
         except Exception as error:
             self._failure = error
@@ -125,9 +126,9 @@ class HandlerTransaction:
         if self.session is not None and self.session.misused is not None:
             raise self.session.misused
         failpoints.hit(failpoints.CONSUME_HANDLED)
-        self.desk.unguard()
+        failed = self.desk.unguard(committing=self.session is None)
         self._guarded = False
-        self.desk.commit(self._commit_session)
+        self.desk.commit(self._commit_session, failed=failed)
         failpoints.hit(failpoints.CONSUME_COMMITTED)
         self._close_session()
         self._over = True
@@ -140,7 +141,7 @@ class HandlerTransaction:
             self.session is not None and self.session.misused is not None
         )
         lost = self.desk.lost
-        half = self._guarded and not lost and not self.desk.intact()
+        half = self._guarded and not lost and not self.desk.intact() and self._half_done(error)
         self._close_session()
         self._over = True
         self.desk.rollback()
@@ -152,6 +153,23 @@ class HandlerTransaction:
             )
         mapped = self.desk.mapped(error) if isinstance(error, Exception) else error
         return ending_of(error, mapped, connection_lost=lost or self.desk.lost)
+
+    def _half_done(self, error: BaseException) -> bool:
+        """Whether a transaction that is no longer ours was committed: one that a deadlock ended was
+        rolled back by the server (MySQL's way), and then there is no record of this message.
+        """
+        mapped = self.desk.mapped(error) if isinstance(error, Exception) else error
+        if not isinstance(mapped, TransactionConflictError):
+            return True
+        group, handler, dedupe_key = self.job.identities[0]
+        where = {"group": group, "handler": handler, "dedupe_key": dedupe_key}
+        self._close_session()
+        self.desk.rollback()
+        try:
+            found = self.desk.run(_one(Statement("inbox.look", where))).rows
+        except DulyError:  # whether it is done is then asked by the next attempt
+            return False
+        return (self.job.messages[0].id, "done") in found
 
     def _flush(self) -> None:
         if self.session is not None:
@@ -210,6 +228,10 @@ class HandlerTransaction:
         )
 
 
+def _one(statement: Statement) -> Steps[Result]:
+    return (yield statement)
+
+
 class _Face:
     """What both colours have in common."""
 
@@ -256,8 +278,8 @@ class Tx(_Face):
 
     @property
     def connection(self) -> Any:
-        """The driver's own connection (sqlite3, psycopg) in the transaction, which opens now: for
-        plain SQL.
+        """The driver's own connection (sqlite3, psycopg, PyMySQL) in the transaction, which opens
+        now: for plain SQL.
         """
         self._inner.open()
         return self._inner.desk.driver
@@ -353,8 +375,8 @@ class AsyncTx(_Face):
         return self._session
 
     async def connection(self) -> Any:
-        """The driver's own connection (aiosqlite, psycopg) in the transaction, which opens now: for
-        plain SQL.
+        """The driver's own connection (aiosqlite, psycopg, asyncmy) in the transaction, which opens
+        now: for plain SQL.
         """
         await self._desk.call(self._inner.open)
         return self._inner.desk.driver

@@ -28,7 +28,7 @@ from duly.inbox.intake import handler_of, problem_of, seconds_since
 from duly.kernel.backoff import Retry
 from duly.kernel.lease import LeaseTerm
 from duly.message import Message
-from duly.observe.facts import Duplicate, Handled, HandlerFailed
+from duly.observe.facts import Duplicate, Handled
 from duly.ports import Statement, Steps
 from duly.runtime.connection import ConnectionThread
 from duly.runtime.work import LaneTerms, Row, Verdict, VerdictKind
@@ -100,9 +100,25 @@ class InboxWork:
         if self._context.after_unclean_exit():
             endings = [await self._one(row, terms, careful=True) for row in rows]
         else:
-            endings = list(await asyncio.gather(*(self._one(row, terms) for row in rows)))
+            endings = await self._together(rows, terms)
         self._report(rows, endings, began)
         return [Verdict(_VERDICTS[ending.end], ending.error) for ending in endings]
+
+    async def _together(self, rows: Sequence[Row], terms: LaneTerms) -> list[Ending]:
+        """All at once, but one after the other what is tried again: one of them may end the
+        process, and would use up an attempt of each that runs beside it.
+        """
+        again = [place for place, row in enumerate(rows) if row.status == "retry"]
+        fresh = [place for place, row in enumerate(rows) if row.status != "retry"]
+
+        async def one_by_one() -> list[Ending]:
+            return [await self._one(rows[place], terms) for place in again]
+
+        first, second = await asyncio.gather(
+            asyncio.gather(*(self._one(rows[place], terms) for place in fresh)), one_by_one()
+        )
+        found = dict(zip([*fresh, *again], [*first, *second], strict=True))
+        return [found[place] for place in range(len(rows))]
 
     async def stop(self, timeout_seconds: float) -> bool:
         """Start nothing more and wait for what is under way; False when some did not end."""
@@ -209,17 +225,6 @@ class InboxWork:
                 lag[row.handler] = max(lag.get(row.handler, 0.0), seconds_since(_message(row)))
             elif ending.end is End.DUPLICATE:
                 duplicates[row.handler] += 1
-            elif ending.end is End.RETRY:
-                code = ending.error.partition(":")[0]
-                emit(
-                    HandlerFailed(
-                        group=self.group,
-                        handler=row.handler,
-                        message_id=row.message_id,
-                        code=code,
-                        attempts=row.attempts + 1,
-                    )
-                )
         for name, count in done.items():
             emit(
                 Handled(

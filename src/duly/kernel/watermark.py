@@ -13,6 +13,7 @@ once is bounded by the caller.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 
 __all__ = ["Watermark"]
 
@@ -43,10 +44,21 @@ class Watermark:
         """A position was given out. Raises ValueError when it is not above every position before
         it.
         """
-        if position <= self._highest:
-            raise ValueError(f"position {position} entered after {self._highest}")
-        self._unsettled[position] = self._highest
-        self._highest = position
+        self.enter_all((position,))
+
+    def enter_all(self, positions: Iterable[int]) -> None:
+        """Positions were given out, in this order. Raises ValueError at the first that is not above
+        every position before it; those in front of it have entered.
+        """
+        unsettled, highest = self._unsettled, self._highest
+        try:
+            for position in positions:
+                if position <= highest:
+                    raise ValueError(f"position {position} entered after {highest}")
+                unsettled[position] = highest
+                highest = position
+        finally:
+            self._highest = highest
 
     def settle(self, position: int) -> bool:
         """A position is done; False when there was nothing to settle.
@@ -57,3 +69,18 @@ class Watermark:
         if position > self._highest:
             raise ValueError(f"position {position} settled, but only {self._highest} has entered")
         return self._unsettled.pop(position, None) is not None
+
+    def settle_all(self, positions: Sequence[int]) -> int:
+        """Positions are done; how many of them were unsettled.
+
+        Idempotence: as ``settle``. Raises ValueError, and settles none, for a position above all
+        that have entered.
+        """
+        if positions and max(positions) > self._highest:
+            raise ValueError(
+                f"position {max(positions)} settled, but only {self._highest} has entered"
+            )
+        before, pop = len(self._unsettled), self._unsettled.pop
+        for position in positions:
+            pop(position, None)
+        return before - len(self._unsettled)

@@ -11,6 +11,7 @@ transaction is the joins' business (``duly.frameworks``).
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
@@ -31,6 +32,8 @@ from duly.message import (
     check_headers,
     new_id,
 )
+from duly.observe.facts import Published
+from duly.observe.hooks import Hooks
 from duly.ports import Outlet, Pending, Statement, Steps
 
 __all__ = ["KEY_BYTES_MAX", "UNKEYED", "Key", "MessageOutlet", "PendingMessage", "Store", "Unkeyed"]
@@ -46,6 +49,7 @@ class Unkeyed(Enum):
 
 UNKEYED: Final = Unkeyed.UNKEYED
 Key = str | int | UUID
+_encode = msgspec.json.Encoder().encode
 
 
 class Store(Protocol):
@@ -72,8 +76,8 @@ class MessageOutlet:
     """The outlet of one App: checks and stores its messages.
 
     app: the name that becomes the messages' source. wake: called after a commit that stored
-    messages; must not block or raise. ambient: headers that every message gets, such as the trace
-    context at the time of publishing.
+    messages; must not block or raise. ambient: headers that a message of a topic (empty: not known
+    yet) gets unless it brings a trace context of its own. hooks: told what was committed.
     """
 
     def __init__(
@@ -83,12 +87,14 @@ class MessageOutlet:
         store: Store,
         *,
         wake: Callable[[], None] = lambda: None,
-        ambient: Callable[[], Mapping[str, str]] = dict,
+        ambient: Callable[[str], Mapping[str, str]] = lambda _topic: {},
+        hooks: Hooks | None = None,
     ) -> None:
         self.app = app
         self.registry = registry
         self.ambient = ambient
         self._wake = wake
+        self._hooks = hooks or Hooks()
         self.prepare = store.prepare
         self.map_error = store.map_error
         self.admits = store.admits
@@ -113,6 +119,10 @@ class MessageOutlet:
         """Wake the relay."""
         self._has_tables = True
         self._wake()
+        if self._hooks.listening:
+            stored = (entry.message for entry in entries if isinstance(entry, PendingMessage))
+            for topic, count in Counter(message.topic for message in stored).items():
+                self._hooks.emit(Published(topic=topic, count=count))
 
 
 class PendingMessage:
@@ -144,15 +154,17 @@ class PendingMessage:
         self.outlet: Outlet | None = source if stored else None
         self._source = source
         self._kind = kind
-        self._headers = {
-            **source.ambient(),
-            **(check_headers(headers) if headers else {}),
-            HEADER_SOURCE: source.app,
-            HEADER_TIME: datetime.now(UTC).isoformat(timespec="microseconds"),
-        }
         self._frozen: Message | None = None
         late = self._is_late(value)
         self._value: Any = value if late else self._encode(value)
+        given = check_headers(headers) if headers else {}
+        if "traceparent" not in given:
+            given = {**source.ambient("" if late else self._value[0].topic), **given}
+        self._headers = {
+            **given,
+            HEADER_SOURCE: source.app,
+            HEADER_TIME: datetime.now(UTC).isoformat(timespec="microseconds"),
+        }
         self._key = key if callable(key) else _key_text(key)
         if not late and not callable(key):
             self.resolve()
@@ -246,5 +258,5 @@ def _row(message: Message, lane: int) -> dict[str, Any]:
         "lane": lane,
         "stripe": stripe,
         "payload": message.payload,
-        "headers": msgspec.json.encode(message.headers).decode(),
+        "headers": _encode(message.headers).decode(),
     }

@@ -268,6 +268,8 @@ class AppTest:
         return text
 
     def _hear(self, fact: Fact) -> None:
+        if isinstance(fact, HandlerFailed) and fact.due_in_seconds is None:
+            return  # told again as Failed
         if isinstance(fact, HandlerFailed | Failed) and fact.handler:
             self._failures.append(f"{fact.group}/{fact.handler}: {fact.code}")
         elif isinstance(fact, Held) and fact.box == "inbox" and fact.code != "KEY_HELD":

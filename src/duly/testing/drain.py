@@ -89,8 +89,12 @@ class _FaultyDesk(Desk):
     """A handler's connection whose commit can be made to fail."""
 
     faults: Faults
+    at_once = False  # what fails is a commit of its own
 
-    def commit(self, before: Callable[[], None] = _nothing) -> None:
+    def commit(
+        self, before: Callable[[], None] = _nothing, *, failed: Exception | None = None
+    ) -> None:
+        assert failed is None
         if before is not _nothing and self.faults.strike(COMMIT):
             self.rollback()
             raise TransactionConflictError("fail_next")

@@ -8,11 +8,14 @@ it again forever.  And nothing is guessed: when an attribute that decides identi
 is there but not legal, the whole envelope counts as broken.
 
 Rules for what is read:
-    no id                       -> ``fallback_id``, by which the adapter names the message's place
+    no id                       -> ``fallback_id``, by which the adapter names the message's place;
+                                   no id where it cannot
     no type                     -> type "", which no App knows
     no or empty partitionkey    -> no key;  no dulykind -> an event
     illegal specversion, id, type, partitionkey, dulykind, dulyversion, dulyreplaces, source
                                 -> id ``fallback_id``, type "", and HEADER_UNDECODABLE says why
+    CR, LF or NUL in a header   -> that header is dropped and HEADER_UNDECODABLE says why: somebody
+                                   tried something, or is badly broken; the rest is kept
     a time that is no RFC 3339 timestamp; values that are not text, whole numbers or booleans;
     names and values that are not legal as headers of ours; what is past 64 headers or 16 KB
                                 -> dropped, silently: they carry no guarantee
@@ -28,6 +31,7 @@ import re
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import cache, lru_cache
 from itertools import chain
 
 import msgspec
@@ -70,8 +74,11 @@ _CORE = frozenset(
     {"specversion", "id", "type", "source", "time", "datacontenttype", "partitionkey"}
     | {"dulykind", HEADER_VERSION, HEADER_REPLACES, HEADER_UNDECODABLE}
 )
-_ILLEGAL = "\0"  # stands for a value that cannot be text; no rule admits it
+_ILLEGAL = "\ud800"  # stands for a value that cannot be text; no rule admits it
+_BREAKS = re.compile("[\r\n\0]")  # what splits headers and lines of a log
 _DATA = frozenset({"data", "data_base64"})
+_COMMON_MAX = 16
+_ALL_TEXT = {str}
 
 
 class _BrokenError(ValueError):
@@ -111,8 +118,56 @@ def from_headers(
     """The message of received headers; never raises.
 
     headers: as the client library gave them. topic: where it was received. fallback_id: stands in
-    for a missing id; unique and, where the broker can, the same at every redelivery.
+    for a missing id; unique and the same at every redelivery; empty where the broker has no such.
     """
+    known = _like_another(headers, payload, prefix=prefix, topic=topic)
+    return known or _from_headers(
+        headers, payload, prefix=prefix, topic=topic, fallback_id=fallback_id
+    )
+
+
+def _like_another(
+    headers: Mapping[str, object], payload: bytes, *, prefix: str, topic: str
+) -> Message | None:
+    """The message, when it differs from one that was read before in no more than id, time and key:
+    then only these are looked at. None when it must be read as a whole.
+    """
+    if "traceparent" in headers or len(headers) > _COMMON_MAX:
+        return None  # every one is different, or large
+    if set(map(type, headers.values())) != _ALL_TEXT:
+        return None
+    names = _own_names(prefix)
+    id_, moment, key = map(headers.get, names)
+    rest = tuple([item for item in headers.items() if item[0] not in names])
+    common = _common(rest, prefix, topic)
+    if common is None or not _is_text(id_) or not (key is None or is_key(key)):
+        return None
+    if not isinstance(moment, str) or not moment or _time(moment) != moment:
+        return None
+    kept = {**common.headers, HEADER_TIME: moment}
+    return Message(id_, common.type, common.kind, topic, key, payload, kept)  # type: ignore[arg-type]
+
+
+@cache
+def _own_names(prefix: str) -> tuple[str, str, str]:
+    return prefix + "id", prefix + HEADER_TIME, prefix + "partitionkey"
+
+
+@lru_cache(maxsize=128)
+def _common(rest: tuple[tuple[str, object], ...], prefix: str, topic: str) -> Message | None:
+    """What messages with these headers have in common; None when the headers are broken, or have
+    id, time or key in another spelling.
+    """
+    headers = dict(rest)
+    if any(name in headers for other in _AMQP_PREFIXES for name in _own_names(other)):
+        return None
+    read = _from_headers(headers, b"", prefix=prefix, topic=topic, fallback_id="")
+    return None if HEADER_UNDECODABLE in read.headers else read
+
+
+def _from_headers(
+    headers: Mapping[str, object], payload: bytes, *, prefix: str, topic: str, fallback_id: str
+) -> Message:
     prefixes = _AMQP_PREFIXES if prefix in _AMQP_PREFIXES else (prefix,)
     attributes: dict[str, str] = {}
     others: dict[str, str] = {}
@@ -217,7 +272,9 @@ def _broken(reason: str, payload: bytes, *, topic: str, fallback_id: str) -> Mes
 
 def _plain(fallback_id: str) -> str:
     """The adapter's id, escaped where a foreign producer had a hand in it."""
-    return fallback_id if _is_text(fallback_id) else ascii(fallback_id)[:_TEXT_BYTES_MAX]
+    if not fallback_id or _is_text(fallback_id):
+        return fallback_id
+    return ascii(fallback_id)[:_TEXT_BYTES_MAX]
 
 
 def _is_text(value: object) -> bool:
@@ -266,13 +323,17 @@ def _time(text: str) -> str:
 
 def _user(attributes: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:
     kept: dict[str, str] = {}
-    size = 0
+    size, broken = 0, ""
     # The sender's own headers first: an extension must not push out the trace context.
     for name, value in chain(others.items(), attributes.items()):
-        if name in _CORE or name in kept or header_problem(name, value):
+        if name in _CORE or name in kept:
+            continue
+        if header_problem(name, value):
+            if _BREAKS.search(name) or _BREAKS.search(value):
+                broken = f"header {ascii(name)[:80]} with CR, LF or NUL"
             continue
         length = len(name) + len(value.encode())
         if len(kept) < HEADERS_MAX and size + length <= HEADER_BYTES_MAX:
             kept[name] = value
             size += length
-    return kept
+    return kept | {HEADER_UNDECODABLE: broken} if broken else kept

@@ -69,3 +69,12 @@ def test_a_count_needs_no_reference():
 def test_a_scale_never_falls_below_the_least():
     assert Scale(0.01).of(50, least=20) == 20
     assert Scale(0.5).of(1000) == 500
+
+
+def test_a_row_beyond_its_share_of_the_time_is_repeated_less_often():
+    ones = [1.0] * 5
+    one = row(log=[], ours=ones)
+    short = measure(one, repeats=5, scale=Scale(), told=lambda _: None, seconds=0.0)
+    assert len(short.ours) == one.repeats_least < 5
+    whole = measure(row(log=[], ours=ones), repeats=5, scale=Scale(), told=lambda _: None)
+    assert len(whole.ours) == 5

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+
+import msgspec
 import pytest
 
 from duly.errors import TransactionConflictError
@@ -78,11 +81,22 @@ def test_a_row_of_somebody_else_is_stale() -> None:
 def test_a_batch_of_new_ones_is_one_statement() -> None:
     claim = BatchClaim([Identity("g", "h", k) for k in "bca"], [message(k) for k in "bca"])
     first = next(claim.steps())
-    assert [row["dedupe_key"] for row in first.many or ()] == ["a", "b", "c"], (
-        "one order for all, against deadlocks"
-    )
+    keys = [key for key, _, _ in json.loads(first.params["rows"])]
+    assert keys == ["a", "b", "c"], "one order for all, against deadlocks"
     assert run(claim, Result([], 3)) == (None, ["inbox.claim_all"])
     assert claim.endings == {}
+
+
+def test_a_batch_from_two_topics_is_one_statement_for_each() -> None:
+    here, there = message("1"), msgspec.structs.replace(message("2"), topic="there")
+    claim = BatchClaim([Identity("g", "h", k) for k in "ab"], [here, there])
+    assert run(claim, Result([], 1), Result([], 1)) == (None, ["inbox.claim_all"] * 2)
+    steps = claim.steps()
+    asked = [next(steps), steps.send(Result([], 1))]
+    assert [s.params["topic"] for s in asked] == [here.topic, "there"]
+    assert [json.loads(s.params["rows"]) for s in asked] == [
+        [["a", "1", here.key]], [["b", "2", there.key]]
+    ]  # fmt: skip
 
 
 def test_a_batch_with_known_ones_is_undone_and_sorted_out() -> None:

@@ -220,3 +220,13 @@ def test_the_subscription_names_the_topics_once() -> None:
     assert [t.name for t in spec.topics] == ["h-orders", "h-parcels"]
     assert (spec.ordered, spec.prefetch, spec.group) == (True, 50, "g")
     assert handlers.groups == ["g"]
+
+
+def test_twice_the_largest_batch_is_received_ahead() -> None:
+    handlers = make()
+
+    @handlers.on(Placed, group="g", batch=3000)
+    def many(events: list[Placed]) -> None: ...
+
+    assert handlers.subscription("g", prefetch=50).prefetch == 6000
+    assert handlers.subscription("g", prefetch=9000).prefetch == 9000

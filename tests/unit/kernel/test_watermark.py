@@ -74,3 +74,33 @@ def test_reading_the_value_stays_cheap_as_old_positions_go():
         mark.settle(position)
         assert mark.value == position
     assert time.process_time() - began < 2.0
+
+
+def test_many_enter_and_settle_as_they_would_one_by_one():
+    mark = Watermark(10)
+    mark.enter_all([11, 15, 20])
+    assert (mark.value, mark.unsettled) == (10, 3)
+    assert mark.settle_all([20, 15, 15, 13]) == 2
+    assert mark.value == 10
+    assert mark.settle_all([11]) == 1
+    assert (mark.value, mark.unsettled) == (20, 0)
+    mark.enter_all([])
+    assert mark.settle_all([]) == 0
+
+
+def test_those_in_front_of_a_position_that_is_not_above_have_entered():
+    mark = Watermark(0)
+    with pytest.raises(ValueError, match="position 2 entered after 2"):
+        mark.enter_all([1, 2, 2, 3])
+    assert mark.unsettled == 2
+    mark.enter(3)
+    assert mark.settle_all([1, 2]) == 2
+    assert mark.value == 2
+
+
+def test_none_is_settled_when_one_was_never_given_out():
+    mark = Watermark(0)
+    mark.enter_all([1, 2])
+    with pytest.raises(ValueError, match="position 3 settled, but only 2 has entered"):
+        mark.settle_all([1, 3])
+    assert mark.unsettled == 2

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 
 from duly.message import HEADER_BYTES_MAX, HEADER_UNDECODABLE, HEADERS_MAX, Message
-from duly.wire.cloudevents import from_headers, from_structured, to_headers
+from duly.wire.cloudevents import _common, from_headers, from_structured, to_headers
 
 AMQP, KAFKA = "cloudEvents:", "ce_"
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -185,7 +186,7 @@ def test_what_is_no_time_is_dropped(text):
 
 def test_unknown_attributes_become_headers_but_give_way():
     message = read(
-        {"ce_subject": "s", "ce_sequence": "9", "sequence": "own", "ce_": "x", "ce_a\n": "y"}
+        {"ce_subject": "s", "ce_sequence": "9", "sequence": "own", "ce_": "x", "ce_a b": "y"}
     )
     assert message.headers == {"subject": "s", "sequence": "own"}
 
@@ -204,15 +205,14 @@ def test_a_foreign_mark_of_undecodable_is_dropped():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("a\r\nb", "v"),
         ("", "v"),
         ("a b", "v"),
         ("ä", "v"),
         ("n" * 101, "v"),
         ("ce-x", "v"),
         ("CloudEvents:id", "v"),
-        ("a", "v\r\nInjected: yes"),
-        ("a", "\0"),
+        ("a", "\x7f"),
+        ("a", "\u2028"),
         ("a", b"\xff"),
         ("a", [1]),
         ("a", "x" * (HEADER_BYTES_MAX + 1)),
@@ -222,6 +222,25 @@ def test_a_foreign_mark_of_undecodable_is_dropped():
 )
 def test_headers_that_are_not_legal_are_dropped(name, value):
     assert read({name: value, "ce_id": "1", "ok": "v"}).headers == {"ok": "v"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("a\r\nb", "v", "'a\\r\\nb'"),
+        ("a", "v\r\nInjected: yes", "'a'"),
+        ("a", "v\n", "'a'"),
+        ("a", "\0", "'a'"),
+        ("a", b"v\0", "'a'"),
+        ("ce_a", "v\r", "'a'"),
+        ("\0" * 100, "v", ascii("\0" * 100)[:80]),
+    ],
+)
+def test_a_header_that_would_split_another_marks_the_message_and_is_not_kept(name, value, shown):
+    message = read({name: value, "ce_id": "1", "ce_type": "a", "ok": "v"})
+    reason = f"header {shown} with CR, LF or NUL"
+    assert (message.id, message.type) == ("1", "a")
+    assert message.headers == {"ok": "v", HEADER_UNDECODABLE: reason}
 
 
 def test_ten_thousand_headers_are_cut_to_the_first_that_fit():
@@ -242,7 +261,14 @@ def test_every_key_that_publish_takes_is_read_back():
         assert read(to_headers(message, prefix=KAFKA)) == message
 
 
-@pytest.mark.parametrize("foreign", ["a\0b", "", "\ud800", "x" * 70_000])
+def test_without_any_id_and_any_place_there_is_none():
+    read_without = partial(from_headers, prefix=KAFKA, topic="orders", fallback_id="")
+    assert read_without({"ce_type": "a"}, b"").id == ""
+    assert read_without({"ce_type": "a", "ce_id": "\0"}, b"").id == ""
+    assert read_without({"ce_type": "a", "ce_id": "7"}, b"").id == "7"
+
+
+@pytest.mark.parametrize("foreign", ["a\0b", "\ud800", "x" * 70_000])
 def test_a_fallback_id_that_a_foreign_producer_had_a_hand_in(foreign):
     first, again = (
         from_headers({"ce_type": "a"}, b"", prefix=KAFKA, topic="orders", fallback_id=foreign).id
@@ -312,3 +338,50 @@ def test_a_broken_body_is_kept_whole_and_marked(body):
 def test_structured_attributes_obey_the_same_rules():
     assert_broken(structured({"id": ["a"], "data": 1}), "id")
     assert_broken(structured({"id": "1", "dulykind": "query"}), "dulykind")
+
+
+MOMENT = "2026-02-03T04:05:06.789012Z"
+PLAIN = {"ce_type": "order.placed", "ce_source": "/duly/shop", "ce_id": "1", "ce_time": MOMENT}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"ce_id": "2", "ce_time": "2026-02-03T04:05:07Z", "ce_partitionkey": "k"},
+        {"ce_id": ""},
+        {"ce_id": "a\nb"},
+        {"ce_id": None},
+        {"ce_time": ""},
+        {"ce_time": "yesterday"},
+        {"ce_time": "2026-02-03T04:05:60Z"},
+        {"ce_partitionkey": ""},
+        {"ce_partitionkey": "k" * 2000},
+        {"ce_partitionkey": 7},
+        {"ce_type": "a\nb"},
+        {"cloudEvents:id": "other"},
+        {"traceparent": TRACE},
+        {"tenant": "1"},
+        {"tenant": True},
+        {"tenant": 1},
+        {f"h{n}": "x" for n in range(20)},
+    ],
+    ids=str,
+)
+def test_what_was_read_of_one_message_changes_nothing_for_the_next(changed):
+    read(PLAIN)
+    first = read({**PLAIN, **changed})
+    _common.cache_clear()
+    assert read({**PLAIN, **changed}) == first
+
+
+def test_another_spelling_of_the_id_is_read_as_it_was():
+    one = {"cloudEvents_id": "other", "cloudEvents:id": "1", "cloudEvents:time": MOMENT}
+    assert read(one, prefix=AMQP).id == read(one, prefix=AMQP).id == "other"
+
+
+def test_messages_that_differ_in_id_time_and_key_share_the_rest():
+    _common.cache_clear()
+    messages = [read({**PLAIN, "ce_id": f"{n}", "ce_partitionkey": f"k{n}"}) for n in range(3)]
+    assert [(m.id, m.key) for m in messages] == [("0", "k0"), ("1", "k1"), ("2", "k2")]
+    assert all(m.headers == {"source": "shop", "time": MOMENT} for m in messages)
+    assert _common.cache_info().misses == 1

@@ -25,6 +25,7 @@ from duly.brokers.embedded.log import PAYLOAD_BYTES_MAX, Log
 from duly.brokers.embedded.reader import Reader, Token
 from duly.brokers.embedded.schema import boot_seconds
 from duly.errors import BrokerUnavailableError, ConfigurationError, DulyError, OutcomeUnknownError
+from duly.kernel import failpoints
 from duly.message import Message
 from duly.ports import (
     BrokerFeatures,
@@ -144,6 +145,7 @@ class EmbeddedBroker:
         outcomes = log.publish(
             messages, wait_seconds=attempt.left_seconds(), may_commit=attempt.may_commit
         )
+        failpoints.hit(failpoints.RELAY_SENT)
         self._engine.published()
         return outcomes
 
@@ -244,9 +246,11 @@ class EmbeddedSubscription:
         """Without those whose lease has run out: a process that was stopped must not hand out what
         another may have taken over. They are given back, or nobody would read them again."""
         now = boot_seconds()
-        late = [d.token for d in arrived if d.token[0].until <= now]
-        await self.release(late)
-        return [d for d in arrived if d.token[0].until > now] if late else arrived
+        lost = {held for held in {d.token[0] for d in arrived} if held.until <= now}
+        if not lost:
+            return arrived
+        await self.release([d.token for d in arrived if d.token[0] in lost])
+        return [d for d in arrived if d.token[0] not in lost]
 
     async def ack(self, tokens: Sequence[Any]) -> None:
         """These are done; their positions are stored within some ten milliseconds, or at close."""

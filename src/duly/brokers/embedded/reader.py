@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 
 from duly.brokers.embedded import claims
 from duly.brokers.embedded.claims import Claimed, Member
@@ -22,6 +25,7 @@ from duly.ports import Delivery
 __all__ = ["Held", "Reader", "Token"]
 
 Token = tuple["Held", int]
+_as_delivery = partial(tuple.__new__, Delivery)  # a third of the time that Delivery(...) takes
 RELEASE_PAUSE_SECONDS = 1.0
 # How many messages after a crash are marked as redelivered. A message that ends its process is the
 # first one without an ack sooner or later, however many were under way beside it.
@@ -67,14 +71,14 @@ class Held:
                 skip = max(0, self.cursor + 1 - chunk.first)
                 self.ready.extend(enumerate(chunk.messages[skip:], chunk.first + skip))
                 self.cursor = chunk.first + len(chunk.messages) - 1
-        enter, name, pop = self.mark.enter, self.name, self.ready.popleft
-        deliveries = []
-        for _ in range(min(count, len(self.ready))):
-            offset, message = pop()
-            enter(offset)
-            again = offset <= self.doubtful_to
-            deliveries.append(Delivery(message, (self, offset), name, str(offset), again))
-        return deliveries
+        pop = self.ready.popleft
+        taken = [pop() for _ in range(min(count, len(self.ready)))]
+        self.mark.enter_all([offset for offset, _ in taken])
+        name, doubtful_to = self.name, self.doubtful_to
+        return [
+            _as_delivery((message, (self, offset), name, str(offset), offset <= doubtful_to))
+            for offset, message in taken
+        ]
 
     @property
     def hungry(self) -> bool:
@@ -169,7 +173,9 @@ class Reader:
 
     def ack(self, tokens: Iterable[Token]) -> None:
         """These are done; acks under a lost lease change nothing any more."""
-        self._under_way -= sum([held.mark.settle(offset) for held, offset in tokens if held.until])
+        for held, mine in groupby(tokens, itemgetter(0)):
+            if held.until:
+                self._under_way -= held.mark.settle_all([offset for _, offset in mine])
 
     def release(self, tokens: Sequence[Token], now: float) -> None:
         """These are not done: their sources go to others, who read on from the stored position.

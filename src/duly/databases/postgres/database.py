@@ -20,7 +20,14 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, TypeVar
 
 from duly.databases.postgres.inspection import inspect_server
-from duly.databases.statements import Sql, drive, load_migrations, load_statements, single
+from duly.databases.statements import (
+    Sql,
+    drive,
+    load_migrations,
+    load_routine,
+    load_statements,
+    single,
+)
 from duly.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
@@ -30,6 +37,7 @@ from duly.errors import (
     SchemaError,
     TransactionConflictError,
 )
+from duly.kernel.names import check_name
 from duly.ports import Finding, Result, Statement, Steps
 
 __all__ = ["PostgresConnection", "PostgresDatabase"]
@@ -37,6 +45,7 @@ __all__ = ["PostgresConnection", "PostgresDatabase"]
 T = TypeVar("T")
 Call = tuple[str, Any, bool]
 _PACKAGE = "duly.databases.postgres"
+_NO_TRANSACTION = "25P01"
 _CONFLICTS = {"40001", "40P01", "55P03", "55006"}
 _REFUSED = {"28000", "28P01", "3D000", "42501"}
 _UNAVAILABLE = ("08", "57", "53")
@@ -168,6 +177,8 @@ class PostgresDatabase:
         """
         if statement.name == "outbox.insert":
             return self._insert(statement.many or [])
+        if self.pooled and statement.name in ("inbox.deadline", "inbox.guard"):
+            return self._handler_settings(statement.name)
         if statement.name == "lease.horizon":
             statement = Statement(statement.name, {"namespace": self._namespace % 2**32})
         sql = self._sql[statement.name]
@@ -177,23 +188,75 @@ class PostgresDatabase:
             return [(text, _columns(statement.many), False) for text in sql.texts]
         return [(text, statement.many, True) for text in sql.texts]
 
+    def _handler_settings(self, name: str) -> Sequence[Call]:
+        """Behind a pooler a handler's limits are made where its transaction begins: a session's
+        setting would stay with the server for whoever comes next.
+        """
+        if name == "inbox.deadline":
+            return [("SELECT 1", None, False)]
+        limit = int(self._timeouts[1] * 1000)
+        names = ("lock_timeout", "idle_in_transaction_session_timeout")
+        settings = "".join(f"SET LOCAL {name} = {limit}; " for name in names)
+        return [(settings + self._text("inbox.guard"), None, False)]
+
+    def begin_guarded(self, driver: Any) -> bool:
+        """As ``GuardsAtOnce``, for psycopg's plain connections with the settings of the server.
+
+        By libpq's own call, not the cursor's: two commands in one text, and a third of the time.
+        """
+        if type(driver) is not self._driver.Connection or driver.autocommit:
+            return False
+        settings = (driver.isolation_level, driver.read_only, driver.deferrable)
+        idle = driver.info.transaction_status is self._driver.pq.TransactionStatus.IDLE
+        if settings != (None, None, None) or not idle:
+            return False
+        (guard, _, _), *_ = self.prepare(Statement("inbox.guard"))
+        if error := self._say(driver, f"BEGIN; {guard}"):
+            raise error
+        return True
+
+    def commit_guarded(self, driver: Any) -> Exception | None:
+        """As ``GuardsAtOnce``."""
+        if driver.closed:
+            raise self._driver.OperationalError("the connection is closed")
+        error: Exception | None = self._say(driver, f"{self._text('inbox.unguard')}; COMMIT")
+        in_error = driver.info.transaction_status is self._driver.pq.TransactionStatus.INERROR
+        if error is not None and (in_error or getattr(error, "sqlstate", "") == _NO_TRANSACTION):
+            raise error
+        return error
+
+    def _say(self, driver: Any, text: str) -> Any:  # psycopg.Error | None
+        """Run commands without values in one round trip; the error of the first that fails."""
+        status, field = self._driver.pq.ExecStatus, self._driver.pq.DiagnosticField
+        try:
+            with driver.lock:
+                result = driver.pgconn.exec_(text.encode())
+        except self._driver.OperationalError as lost:
+            return lost
+        if result.status in (status.COMMAND_OK, status.TUPLES_OK):
+            return None
+        if result.error_field(field.SQLSTATE) is None:  # libpq's own: the connection is lost
+            return self._driver.OperationalError(result.error_message.decode(errors="replace"))
+        return self._driver.errors.error_from_result(result)
+
     def _insert(self, rows: Sequence[Any]) -> Sequence[Call]:
         stripes = sorted({row["stripe"] for row in rows if row["stripe"] is not None})
         if not stripes and len(rows) == 1:
             return [(self._text("outbox.insert_one"), rows[0], False)]
+        locking = {
+            "namespace": self._namespace,
+            "lock_timeout": f"{int(self._timeouts[0] * 1000)}ms",
+        }
+        constraints = (self._text("outbox.constraints"), None, False)
+        if len(rows) == 1:
+            one = {**rows[0], **locking}
+            return [constraints, (self._text("outbox.insert_one_keyed"), one, False)]
         values = _columns(rows)
         del values["stripe"]
         if not stripes:
             return [(self._text("outbox.insert_plain"), values, False)]
-        values |= {
-            "stripes": stripes,
-            "namespace": self._namespace,
-            "lock_timeout": f"{int(self._timeouts[0] * 1000)}ms",
-        }
-        return [
-            (self._text("outbox.constraints"), None, False),
-            (self._text("outbox.insert_keyed"), values, False),
-        ]
+        values |= {"stripes": stripes, **locking}
+        return [constraints, (self._text("outbox.insert_keyed"), values, False)]
 
     def _text(self, name: str) -> str:
         found: Sql = self._sql[name]
@@ -231,6 +294,11 @@ class PostgresDatabase:
     def migrations(self) -> list[tuple[int, str, str]]:
         """(version, name, SQL) of every migration, in order."""
         return load_migrations(_PACKAGE, prefix=self._prefix)
+
+    def publish_routine(self, app: str) -> str:
+        """As ``PublishesInSql``: a function; its name has the tables' prefix."""
+        check_name(app, "app")
+        return load_routine(_PACKAGE, prefix=self._prefix, app=app, namespace=self._namespace)
 
     def admits(self, connection: Any, *, managed: bool) -> Steps[None]:
         """Raise ConfigurationError (WRONG_DATABASE) unless driver, cluster, database and schema are

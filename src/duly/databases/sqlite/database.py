@@ -38,6 +38,7 @@ __all__ = ["SqliteConnection", "SqliteDatabase"]
 T = TypeVar("T")
 Call = tuple[str, Any, bool]
 _PACKAGE = "duly.databases.sqlite"
+RHYTHM_SECONDS = 0.01
 
 
 class SqliteDatabase:
@@ -140,6 +141,26 @@ class SqliteDatabase:
         values["now"] = now
         return values
 
+    def begin_guarded(self, driver: Any) -> bool:
+        """As ``GuardsAtOnce``, for connections of engines that were made here: below SQLAlchemy,
+        whose way to run two plain commands takes longer than SQLite does.
+        """
+        if not isinstance(driver, ImmediateConnection):
+            return False
+        driver.execute("BEGIN IMMEDIATE")
+        driver.execute(self._sql["inbox.guard"].texts[0])
+        driver.begun = True
+        return True
+
+    def commit_guarded(self, driver: Any) -> Exception | None:
+        """As ``GuardsAtOnce``."""
+        driver.execute(self._sql["inbox.unguard"].texts[0])
+        try:
+            driver.execute("COMMIT")
+        except sqlite3.Error as error:
+            return error
+        return None
+
     def map_error(self, error: Exception) -> Exception:
         """sqlite3's exceptions, told apart by their result code."""
         if not isinstance(error, sqlite3.Error):
@@ -218,6 +239,7 @@ class SqliteConnection:
         self._gate = gate_of(database.path)
         self._woken = threading.Event()
         self._version = self._data_version()
+        self._told_at = 0.0
 
     def run(self, steps: Steps[T]) -> T:
         """Drive ``steps`` in one BEGIN IMMEDIATE transaction and commit it."""
@@ -258,13 +280,20 @@ class SqliteConnection:
     def wait(self, timeout_seconds: float) -> bool:
         """Until another connection has committed (``PRAGMA data_version`` moved), ``wake`` was
         called, or time is up.
+
+        Others that commit all the time are told of in a rhythm: to look after every commit costs
+        more than it finds.
         """
         end = time.monotonic() + timeout_seconds
         pause = 0.002
+        rest = min(timeout_seconds, self._told_at + RHYTHM_SECONDS - time.monotonic())
+        if rest > 0 and self._woken.wait(rest):
+            self._woken.clear()
+            return True
         while True:
             version = self._data_version()
             if version != self._version:
-                self._version = version
+                self._version, self._told_at = version, time.monotonic()
                 return True
             left = end - time.monotonic()
             if left <= 0:

@@ -20,7 +20,11 @@ _AGAIN_SECONDS = 0.01
 
 
 class ImmediateConnection(sqlite3.Connection):
-    """A connection whose transactions start with BEGIN IMMEDIATE; the class is the mark."""
+    """A connection whose transactions start with BEGIN IMMEDIATE; the class is the mark. begun:
+    whoever works below SQLAlchemy has said so already.
+    """
+
+    begun = False
 
 
 def sqlite_engine(
@@ -78,6 +82,11 @@ def sqlite_engine(
 
     @event.listens_for(sync, "begin")
     def begin(connection: Any) -> None:
+        driver = connection.connection.driver_connection
+        if getattr(driver, "begun", False):
+            driver.begun = False
+            if driver.in_transaction:
+                return
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine

@@ -25,7 +25,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy.engine import Connection
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine, ExceptionContext
 from sqlalchemy.engine.base import (
     NestedTransaction,
     RootTransaction,
@@ -35,7 +36,12 @@ from sqlalchemy.engine.base import (
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import Pool
 
-from duly.errors import ConfigurationError, DulyError, NotInTransactionError
+from duly.errors import (
+    ConfigurationError,
+    DulyError,
+    NotInTransactionError,
+    TransactionConflictError,
+)
 from duly.frameworks.frames import Item, by_outlet, drive, finish, resolve, write
 from duly.ports import Outlet, Result, Statement
 
@@ -52,7 +58,9 @@ __all__ = [
 
 _KEY = "_duly_frames"
 _PLAIN = {"stream_results": False, "yield_per": None}  # a user's server-side cursors cannot INSERT
+_DEADLOCK = 1213
 _admitted: WeakKeyDictionary[Pool, WeakSet[Outlet]] = WeakKeyDictionary()
+_watched: WeakSet[Engine] = WeakSet()
 
 
 class Guest(Protocol):
@@ -98,6 +106,7 @@ def adopt(transaction: Transaction) -> Frame:
         elif type(transaction) not in _ADOPTED.values():
             raise ConfigurationError(f"cannot join a {type(transaction).__qualname__}")
         frame = frames[transaction] = Frame()
+        _watch_deadlocks(transaction.connection)
     return frame
 
 
@@ -301,6 +310,27 @@ _ADOPTED: dict[type[Transaction], type[Transaction]] = {
 
 
 # --- details --------------------------------------------------------------------------------------
+def _watch_deadlocks(connection: Connection) -> None:
+    """MySQL rolls the whole transaction back at a deadlock and goes on in the next one: whoever
+    catches the error there must not commit the messages of the first.
+    """
+    engine = connection.engine
+    if connection.dialect.name not in ("mysql", "mariadb") or engine in _watched:
+        return
+    event.listen(engine, "handle_error", _on_error)
+    _watched.add(engine)
+
+
+def _on_error(context: ExceptionContext) -> None:
+    number = next(iter(getattr(context.original_exception, "args", ())), None)
+    if number != _DEADLOCK or context.connection is None:
+        return
+    for frame in _open_frames(context.connection):
+        frame.refusal = TransactionConflictError(
+            "a deadlock has rolled the transaction back; roll the session back and run it again"
+        )
+
+
 def _frames(connection: Connection) -> dict[Transaction, Frame]:
     found: dict[Transaction, Frame] = vars(connection).setdefault(_KEY, {})
     return found

@@ -123,6 +123,16 @@ def test_keyed_messages_lock_distinct_stripes_in_order_before_they_draw_ids(
     assert many is False
 
 
+def test_one_keyed_message_is_one_row_and_no_arrays(database: PostgresDatabase) -> None:
+    calls = database.prepare(Statement("outbox.insert", many=[row(7)]))
+    assert [call[0] for call in calls[:-1]] == ["SET CONSTRAINTS ALL IMMEDIATE"]
+    text, values, many = calls[-1]
+    assert not many
+    assert "unnest" not in text
+    assert text.index("pg_advisory_xact_lock") > text.index("WHERE CASE")
+    assert (values["stripe"], values["lock_timeout"]) == (7, "5000ms")
+
+
 def test_apps_with_different_prefixes_lock_different_stripes() -> None:
     def namespace(prefix: str) -> object:
         made = PostgresDatabase(URL, prefix=prefix)
@@ -143,3 +153,14 @@ def test_behind_a_pooler_every_transaction_makes_its_settings(database: Postgres
         "SET LOCAL enable_seqscan = off",
         "SET LOCAL enable_bitmapscan = off",
     ]
+    assert pooled.prepare(Statement("inbox.deadline", {"milliseconds": "9000"})) == [
+        ("SELECT 1", None, False)
+    ]
+    [(guard, values, _)] = pooled.prepare(Statement("inbox.guard"))
+    assert guard.split("; ") == [
+        "SET LOCAL lock_timeout = 9000",
+        "SET LOCAL idle_in_transaction_session_timeout = 9000",
+        "SAVEPOINT duly_guard",
+    ]
+    assert values is None, "one round trip: several statements take no parameters"
+    assert "SET" not in database.prepare(Statement("inbox.guard"))[0][0]

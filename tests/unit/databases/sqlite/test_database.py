@@ -10,7 +10,7 @@ from contextlib import closing
 
 import pytest
 
-from duly.databases.sqlite.database import SqliteDatabase, path_of
+from duly.databases.sqlite.database import RHYTHM_SECONDS, SqliteDatabase, path_of
 from duly.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
@@ -143,3 +143,77 @@ def test_a_broken_migration_leaves_nothing(connection: Connection) -> None:
     with pytest.raises(DulyError):
         connection.script("CREATE TABLE half (a); CREATE TABLE nonsense nonsense;")
     connection.script("CREATE TABLE half (a);")
+
+
+def test_those_who_commit_all_the_time_are_told_of_in_a_rhythm(
+    connection: Connection, database: SqliteDatabase
+) -> None:
+    other, told, began = database.connect(), 0, time.monotonic()
+    while time.monotonic() < began + 0.2:
+        other.ask(put(f"n{told}"))
+        told += connection.wait(0.5)
+    other.close()
+    assert 1 <= told <= 0.2 / RHYTHM_SECONDS + 2
+
+
+def test_a_wake_does_not_wait_for_the_rhythm(
+    connection: Connection, database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("duly.databases.sqlite.database.RHYTHM_SECONDS", 60.0)
+    with closing(database.connect()) as other:
+        other.ask(put("one"))
+    assert connection.wait(5)
+    connection.wake()
+    assert connection.wait(5)
+
+
+def test_a_guarded_transaction_is_begun_below_sqlalchemy_and_joined_by_it(
+    connection: Connection, database: SqliteDatabase
+) -> None:
+    with database.engine().connect() as core:
+        driver = core.connection.driver_connection
+        assert database.begin_guarded(driver)
+        core.begin()
+        core.exec_driver_sql("INSERT INTO duly_meta VALUES ('guarded', '1')")
+        assert database.commit_guarded(driver) is None
+        core.get_transaction().commit()
+        assert not driver.in_transaction
+        with core.begin():  # the next one is SQLAlchemy's own again
+            assert driver.in_transaction
+    assert "guarded" in names(connection)
+
+
+def test_a_guard_that_is_gone_is_raised_and_nothing_committed(
+    connection: Connection, database: SqliteDatabase
+) -> None:
+    with database.engine().connect() as core:
+        driver = core.connection.driver_connection
+        assert database.begin_guarded(driver)
+        driver.rollback()
+        driver.execute("BEGIN IMMEDIATE")
+        driver.execute("INSERT INTO duly_meta VALUES ('guarded', '1')")
+        with pytest.raises(sqlite3.OperationalError, match="no such savepoint"):
+            database.commit_guarded(driver)
+        driver.rollback()
+    assert "guarded" not in names(connection)
+
+
+def test_the_error_of_a_commit_is_told_apart_from_that_of_the_guard(
+    connection: Connection, database: SqliteDatabase
+) -> None:
+    connection.script(
+        "CREATE TABLE one (id INTEGER PRIMARY KEY);"
+        "CREATE TABLE two (id REFERENCES one DEFERRABLE INITIALLY DEFERRED);"
+    )
+    with database.engine().connect() as core:
+        driver = core.connection.driver_connection
+        assert database.begin_guarded(driver)
+        driver.execute("INSERT INTO two VALUES (7)")
+        assert isinstance(database.commit_guarded(driver), sqlite3.IntegrityError)
+        driver.rollback()
+
+
+def test_only_connections_that_were_made_here_are_begun_at_once(database: SqliteDatabase) -> None:
+    with closing(sqlite3.connect(database.path)) as foreign:
+        assert not database.begin_guarded(foreign)
+        assert not foreign.in_transaction

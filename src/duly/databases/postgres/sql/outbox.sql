@@ -9,6 +9,16 @@ WITH added AS (
 )
 SELECT pg_notify('duly_wake', '') FROM duly_lease WHERE asleep LIMIT 1
 
+-- name: outbox.insert_one_keyed
+-- One row with a key: the condition takes the lock before the row, and with it the id, is made.
+WITH added AS (
+    INSERT INTO duly_outbox (message_id, message_type, kind, topic, key, lane, payload, headers)
+    SELECT %(message_id)s, %(message_type)s, %(kind)s, %(topic)s, %(key)s, %(lane)s, %(payload)s, %(headers)s
+    WHERE CASE WHEN current_setting('lock_timeout') NOT IN ('0', '0ms') OR set_config('lock_timeout', %(lock_timeout)s, true) <> ''
+        THEN pg_advisory_xact_lock(%(namespace)s::int, %(stripe)s::int) IS NOT NULL END
+)
+SELECT pg_notify('duly_wake', '') FROM duly_lease WHERE asleep LIMIT 1
+
 -- name: outbox.insert_plain
 WITH added AS (
     INSERT INTO duly_outbox (message_id, message_type, kind, topic, key, lane, payload, headers)

@@ -19,21 +19,21 @@ INSERT INTO duly_inbox (group_name, handler, dedupe_key, message_id, message_typ
 VALUES (:group, :handler, :dedupe_key, :message_id, :message_type, :kind, :topic, :key, 'done', :now, :now)
 ON CONFLICT (group_name, handler, dedupe_key) DO NOTHING
 
+-- name: inbox.claim_all
+-- rows: [dedupe_key, message_id, key] each; taking each value out of the JSON costs as much as storing it.
+INSERT INTO duly_inbox (group_name, handler, message_type, kind, topic, dedupe_key, message_id, key, status, created_at, settled_at)
+SELECT :group, :handler, :message_type, :kind, :topic,
+    json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'), 'done', :now, :now
+FROM json_each(:rows) WHERE true
+ON CONFLICT (group_name, handler, dedupe_key) DO NOTHING
+
 -- name: inbox.claim_many
-INSERT INTO duly_inbox (group_name, handler, dedupe_key, message_id, message_type, kind, topic, key, status, created_at, settled_at)
-SELECT :group, :handler, json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-    json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'), 'done', :now, :now
+INSERT INTO duly_inbox (group_name, handler, message_type, kind, topic, dedupe_key, message_id, key, status, created_at, settled_at)
+SELECT :group, :handler, :message_type, :kind, :topic,
+    json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'), 'done', :now, :now
 FROM json_each(:rows) WHERE true
 ON CONFLICT (group_name, handler, dedupe_key) DO NOTHING
 RETURNING dedupe_key
-
--- name: inbox.claim_all :arrays
-INSERT INTO duly_inbox (group_name, handler, dedupe_key, message_id, message_type, kind, topic, key, status, created_at, settled_at)
-SELECT json_extract(value, '$.group'), json_extract(value, '$.handler'), json_extract(value, '$.dedupe_key'),
-    json_extract(value, '$.message_id'), json_extract(value, '$.message_type'), json_extract(value, '$.kind'),
-    json_extract(value, '$.topic'), json_extract(value, '$.key'), 'done', :now, :now
-FROM json_each(:rows) WHERE true
-ON CONFLICT (group_name, handler, dedupe_key) DO NOTHING
 
 -- name: inbox.look
 SELECT message_id, status FROM duly_inbox
