@@ -32,6 +32,7 @@ from duly.outbox.publisher import Publisher
 from duly.outbox.routes import Route, Routes
 from duly.ports import Broker, Clock, Database, Finding
 from duly.runtime.clock import SystemClock
+from duly.wire.urls import redact
 
 if TYPE_CHECKING:
     from duly.outbox.operator import Operator
@@ -109,6 +110,14 @@ class App:
         """Where published messages of this App go."""
         return self._wired().outlet
 
+    @property
+    def peers(self) -> dict[str, str]:
+        """The ``database`` and the ``broker`` that this App stands on, fit to be shown."""
+        return {
+            name: _shown(self._given[name], getattr(self.settings, name))
+            for name in ("database", "broker")
+        }
+
     def make_broker(self) -> Broker:
         """A new connection to the broker of this App; whoever makes it starts and closes it."""
         return make_broker(self.settings, self._given["broker"])
@@ -154,7 +163,12 @@ class App:
         self.registry.payload_bytes_max = settings.payload_bytes_max
         database = make_database(settings, self._given["database"], clock=self.clock)
         outlet = MessageOutlet(
-            self.name, self.registry, database, wake=self._wake, ambient=lambda: tracing.inject({})
+            self.name,
+            self.registry,
+            database,
+            wake=self._wake,
+            ambient=tracing.create,
+            hooks=self.hooks,
         )
         publisher = Publisher(outlet, join_of=join_of, deliver=self._deliver, report=self._report)
         return _Wiring(settings, database, outlet, publisher)
@@ -325,11 +339,15 @@ class App:
             await running.settled()
 
     def run(self, roles: Collection[str] | None = None) -> None:
-        """Run in the foreground until SIGTERM or SIGINT; a second signal ends at once."""
+        """Run in the foreground until SIGTERM or SIGINT; a second signal ends at once. Raises
+        ConfigurationError (INSIDE_EVENT_LOOP), and as ``running``.
+        """
         import asyncio
 
+        from duly.checks import refuse_event_loop
         from duly.running import run_until_signal
 
+        refuse_event_loop("app.run()", "async with app.running()")
         asyncio.run(run_until_signal(self, roles))
 
     @contextmanager
@@ -352,7 +370,8 @@ class App:
         """Everything that stands against running this App, worst first; nothing is changed.
 
         Looks at handlers, message types, database and broker. A finding accepted by
-        ``allow_unsafe`` is listed as weak with its reason.
+        ``allow_unsafe`` is listed as weak with its reason. Raises ConfigurationError
+        (INSIDE_EVENT_LOOP).
         """
         from duly.checks import check_all
 
@@ -398,3 +417,11 @@ class App:
         running = self._running
         if running is not None:
             running.hint()
+
+
+def _shown(given: Any, url: str) -> str:
+    """A URL, an engine of the user's or an adapter of their own; without secrets."""
+    if given is None or isinstance(given, str):
+        return redact(given or url)
+    engine_url = getattr(given, "url", None)
+    return type(given).__qualname__ if engine_url is None else redact(str(engine_url))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from duly.errors import (
     BrokerUnavailableError,
+    ConfigurationError,
     DatabaseUnavailableError,
     RetryableError,
     UnsafeSettingError,
@@ -25,7 +26,14 @@ from duly.ports import Broker, Finding, Severity
 if TYPE_CHECKING:
     from duly.app import App
 
-__all__ = ["check_all", "check_broker", "check_code", "check_database", "refuse_unsafe"]
+__all__ = [
+    "check_all",
+    "check_broker",
+    "check_code",
+    "check_database",
+    "refuse_event_loop",
+    "refuse_unsafe",
+]
 
 BROKER_SECONDS = 10.0
 _ORDER = {Severity.RED: 0, Severity.WEAK: 1, Severity.GREEN: 2}
@@ -40,23 +48,40 @@ def check_database(app: App) -> list[Finding]:
     """The database server and duly's tables. Raises DatabaseUnavailableError."""
     schema = Schema(app.database, app.name)
     found = list(app.database.inspect())
-    if schema.status().current:
+    if schema.status().current or not schema.makes_itself:
         found += schema.check()
     return found
 
 
 async def check_broker(broker: Broker) -> list[Finding]:
-    """The broker. Raises BrokerUnavailableError: a server that is away is no fault of ours."""
+    """The broker. Raises BrokerUnavailableError: a server that is away is no fault of ours;
+    ConfigurationError (BROKER_REFUSED): one that does not let us in is.
+    """
     async with asyncio.timeout(BROKER_SECONDS):
         found = list(await broker.inspect())
     for finding in found:
         if finding.severity is Severity.RED and finding.code.endswith("_REACHABLE"):
             raise BrokerUnavailableError(finding.message)
+        if finding.severity is Severity.RED and finding.code.endswith("_REFUSED"):
+            raise ConfigurationError(finding.message, code="BROKER_REFUSED")
     return found
 
 
+def refuse_event_loop(what: str, instead: str) -> None:
+    """Raise ConfigurationError (INSIDE_EVENT_LOOP) where an event loop runs in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    text = f"{what} blocks, and an event loop runs in this thread; write {instead}"
+    raise ConfigurationError(text, code="INSIDE_EVENT_LOOP")
+
+
 def check_all(app: App) -> list[Finding]:
-    """Everything, worst first; for callers without an event loop."""
+    """Everything, worst first; for callers without an event loop. Raises ConfigurationError
+    (INSIDE_EVENT_LOOP).
+    """
+    refuse_event_loop("app.check()", "await asyncio.to_thread(app.check)")
     found = check_code(app)
     try:
         found += check_database(app)
@@ -66,6 +91,9 @@ def check_all(app: App) -> list[Finding]:
         found += asyncio.run(_with_broker(app))
     except (RetryableError, TimeoutError) as error:
         found.append(_unreachable("BROKER_UNREACHABLE", error))
+    except ConfigurationError as error:
+        fix = "correct the login and the URL, or the rights on the server"
+        found.append(Finding(error.code, Severity.RED, error.detail, fix))
     accepted = accept(found, app.settings.allow_unsafe)
     return sorted(accepted, key=lambda finding: _ORDER[finding.severity])
 

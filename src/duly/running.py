@@ -24,17 +24,19 @@ from duly.inbox.consume import Consumer
 from duly.inbox.context import ConsumeContext
 from duly.inbox.work import InboxWork
 from duly.kernel.backoff import Retry
+from duly.observe.facts import HistoryLost
 from duly.outbox.failure_log import FailureRetrier
 from duly.outbox.relay import RelayWork
 from duly.outbox.retention import Keep, Retention
 from duly.outbox.schema import Schema
 from duly.outbox.sole import Pass, SoleRole
 from duly.outbox.unstored import FAILURE_SOURCE
-from duly.ports import Broker, Statement, SubscriptionSpec, TopicSpec
+from duly.ports import Broker, Loss, ReportsLosses, Statement, SubscriptionSpec, TopicSpec
 from duly.runtime.connection import ConnectionThread
 from duly.runtime.lanes import DEADLINE_MIN_SECONDS, LaneTiming
 from duly.runtime.leases import Deadlines
 from duly.runtime.node import LeaseTiming, Node
+from duly.runtime.peers import Peer, PeerWatch
 from duly.runtime.supervisor import Role, Supervisor
 from duly.runtime.work import LaneWork
 
@@ -89,6 +91,8 @@ class Running:
         Raises ConfigurationError, SchemaError, DatabaseUnavailableError.
         """
         await asyncio.to_thread(self._prepare)
+        if isinstance(self._broker, ReportsLosses):
+            self._broker.report_losses(self._lost)
         await self._broker.start()
         await self._check_broker()
         self._add_roles()
@@ -199,9 +203,14 @@ class Running:
         self._supervisor.add("declare", lambda: declare)
         for group in groups:
             self._supervisor.add(f"consume {group}", partial(self._make_consumer, group))
+        self._supervisor.add("peers", self._make_peers)
         if "upkeep" in self._roles:
             self._supervisor.add("retention", self._make_retention)
             self._supervisor.add("failures", self._make_failure_retrier)
+
+    def _lost(self, loss: Loss) -> None:
+        fact = HistoryLost(place=loss.place, group=loss.group, messages=loss.messages)
+        self._app.hooks.emit(fact)
 
     def _relay(self) -> LaneWork:
         return RelayWork(
@@ -231,6 +240,14 @@ class Running:
             declared=self._declared,
             drain_seconds=self._settings.drain_timeout,
         )
+
+    def _make_peers(self) -> Role:
+        shown = self._app.peers
+        peers = [
+            Peer("database", shown["database"], lambda: self._look.ask(Statement("meta.all"))),
+            Peer("broker", shown["broker"], lambda: check_broker(self._broker)),
+        ]
+        return PeerWatch(peers, hooks=self._app.hooks)
 
     def _make_retention(self) -> Role:
         window = self._settings.dedupe_window
@@ -304,9 +321,10 @@ class _Declare:
             except RetryableError as error:
                 failures += 1
                 delay = _AGAIN.delay(failures, random.random())
-                _log.warning(
-                    "declare: %s; again in %.1f s", error, delay, extra={"code": error.code}
-                )
+                # Once: that it is still so is what ``PeerWatch`` and the next success tell.
+                level = logging.WARNING if failures == 1 else logging.DEBUG
+                text, code = "declare: %s; again in %.1f s", {"code": error.code}
+                _log.log(level, text, error, delay, extra=code)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), delay)
             else:

@@ -72,9 +72,8 @@ COMMANDS = """\
 Exit codes: 0 ok, 1 a problem, 2 wrong usage or not provable, 130 interrupted, 141 the reader went
 away. With `--json` standard output is exactly one JSON document, also for an error.
 
-Which App: `MODULE:APP`, else `DULY_APP`, else `app` in `duly.toml`. `run`, `check`, `doctor`,
-`db ...` and `reconcile` take it as an argument; `outbox`, `inbox`, `failures` and `topics` as
-`--app`.
+Which App: the first word of every command, `MODULE:APP`; where that is left out, `DULY_APP`, else
+`app` in `duly.toml`. What a command is about follows it: `duly outbox show shop:app 12`.
 """
 
 

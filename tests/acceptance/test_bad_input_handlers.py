@@ -328,3 +328,28 @@ def test_a_process_that_is_killed_in_a_handler_leaves_nothing_half_done(tmp_path
     assert shop.work() == [1]
     assert list(shop.inbox().values()) == ["done"]
     shop.close()
+
+
+def test_the_limit_of_a_handler_that_commits_and_then_loses_its_process(tmp_path: Path) -> None:
+    """The one way to half a piece of work: what the handler commits by itself contains the record
+    that the message is done, and nobody is left to find out. Written in the guarantees.
+    """
+    shop = prepare(tmp_path, 1)
+    killed = child(
+        *urls(tmp_path),
+        """
+        import os, signal
+        @app.on(Placed, group="sales")
+        def handle(event: Placed, tx: Tx) -> None:
+            tx.connection.execute("INSERT INTO work (order_id) VALUES (?)", (event.order_id,))
+            tx.connection.commit()
+            os.kill(os.getpid(), signal.SIGKILL)
+        app.run()
+        """,
+    )
+    assert killed.wait(25) == -9
+    after = child(*urls(tmp_path), GOOD)
+    assert after.wait(30) == 0, after.communicate()
+    assert shop.work() == [1], "the first half, and no second run"
+    assert list(shop.inbox().values()) == ["done"]
+    shop.close()

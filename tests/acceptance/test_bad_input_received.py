@@ -9,6 +9,7 @@ from typing import Any
 from duly import Tx
 from duly.message import Message
 from duly.observe.facts import Fact, Skipped
+from duly.outbox.operator import By, Scope
 from tests.acceptance.conftest import MakeShop
 from tests.acceptance.shop_app import Charge, Placed, Shop, insert, placed
 
@@ -134,13 +135,36 @@ async def test_the_same_place_of_the_log_is_the_same_message(local: Shop) -> Non
 
 
 async def test_headers_of_a_foreign_sender_do_no_harm(local: Shop) -> None:
-    """What we would not send is handled when it comes: it is text, and never becomes SQL or a log
-    line of its own."""
+    """What we would not send is handled when it comes: it is text, and never becomes SQL."""
     shop = local
     listen(shop)
     shop.prepare()
     many = placed(b'{"order_id":1}', **{f"x{n}": "v" for n in range(1_000)})
-    odd = placed(b'{"order_id":2}', odd="a\r\nb", quote="'; DROP TABLE duly_inbox; --")
+    odd = placed(b'{"order_id":2}', quote="'; DROP TABLE duly_inbox; --")
     await shop.deliver([many, odd])
     await shop.app.run_once(timeout="30s")
     assert shop.work() == [1, 2]
+
+
+async def test_a_header_with_a_line_break_is_held_with_its_name_and_an_edit_lets_it_pass(
+    sqlite_url: str, rabbitmq_url: str
+) -> None:
+    shop = Shop(sqlite_url, rabbitmq_url)
+    listen(shop)
+    shop.prepare()
+    bad = placed(b'{"order_id":2}', odd="a\r\nInjected: yes", fine="x")
+    await shop.deliver([bad, placed(b'{"order_id":1}')])
+    await shop.app.run_once(timeout="30s")
+    assert shop.work() == [1]
+    (row,) = shop.app.operator().find("inbox", Scope(statuses=("held",)))
+    assert (row.message_id, row.error) == (
+        bad.id,
+        "UNDECODABLE: header 'odd' with CR, LF or NUL",
+    )
+    detail = shop.app.operator().show("inbox", row.id)
+    assert "odd" not in detail.headers
+    assert (detail.headers["fine"], detail.payload) == ("x", {"order_id": 2})
+    shop.app.operator().edit("inbox", row.id, b'{"order_id":2}', by=By("anna", "harmless"))
+    await shop.app.run_once(timeout="30s")
+    assert shop.work() == [1, 2]
+    shop.close()

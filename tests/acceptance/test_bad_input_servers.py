@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from duly import Tx
 from duly.errors import ConfigurationError, DatabaseUnavailableError, DulyError, SchemaError
+from duly.ports import Severity
 from tests.acceptance.shop_app import Placed, Shop, child, insert
 from tools.services import PrivateServer
 
@@ -72,6 +73,17 @@ async def test_a_database_that_does_not_exist(postgres_url: str, broker: str) ->
     url = urlsplit(postgres_url)._replace(path="/no_such_database").geturl()
     error = await refusal(Shop(url, broker))
     assert (type(error), error.code) == (ConfigurationError, "DATABASE_REFUSED")
+
+
+def test_missing_tables_are_found_by_the_check_before_a_start_is_refused(
+    postgres_url: str, broker: str
+) -> None:
+    shop = Shop(postgres_url, broker)
+    red = [one.code for one in shop.app.check() if one.severity is Severity.RED]
+    assert red == ["SCHEMA_MISSING"]
+    shop.prepare()
+    assert not [one for one in shop.app.check() if one.severity is Severity.RED]
+    shop.close()
 
 
 async def test_a_role_that_does_not_exist(postgres_url: str, broker: str) -> None:

@@ -118,7 +118,11 @@ def test_help_is_quick_and_imports_no_driver(duly: Shell) -> None:
         ("outbox", "retry", "1", "--all", "--database", "sqlite:///x.db"),
         ("outbox", "retry", "1", "--topic", "x", "--database", "sqlite:///x.db"),
         ("outbox", "edit", "1", "--database", "sqlite:///x.db"),
-        ("db", "upgrade", "a:b", "--app", "c:d"),
+        ("db", "upgrade", "a:b", "c:d"),
+        ("outbox", "show", "shop:app"),
+        ("outbox", "show", "1", "shop:app"),
+        ("outbox", "show", "1", "2"),
+        ("outbox", "pause", "shop:app", "orders", "mails"),
         ("db", "upgrade", "a:b", "--database", "sqlite:///x.db"),
         ("reconcile", "--source", "SELECT 1", "--database", "sqlite:///x.db"),
         ("run",),
@@ -420,6 +424,12 @@ def test_init_check_run(duly: Shell, workers: str) -> None:
     tailed = duly.json("topics", "tail", "orders")["messages"]
     assert [m["message"]["payload"]["order_id"] for m in tailed] == [1, 2]
     assert duly.json("inbox", "stats")["stats"][0]["status"] == "done"
+    (duly.folder / "duly.toml").unlink()
+    duly.environment["DULY_BROKER"] = "embedded:///shop-broker.db"
+    duly.environment["DULY_DATABASE"] = "sqlite:///shop.db"
+    assert duly.json("inbox", "show", "shop:app", "1")["line"]["status"] == "done"
+    assert duly.json("topics", "tail", "shop:app", "orders", "-n", "1")["messages"]
+    assert duly.json("inbox", "pause", "shop:app", "billing")["changed"]
 
 
 def test_a_run_that_cannot_start_ends_with_its_reason(duly: Shell) -> None:
@@ -430,3 +440,65 @@ def test_a_run_that_cannot_start_ends_with_its_reason(duly: Shell) -> None:
         assert done.returncode == 1
         assert "/nowhere/at/all" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+# --- a command that nobody takes ------------------------------------------------------------------
+def test_a_command_that_nobody_takes_is_seen_by_who_looks(duly: Shell) -> None:
+    duly("init")
+    program = duly.folder / "shop.py"
+    program.write_text(program.read_text().replace("if __name__", FAR + "if __name__"))
+    process = duly.start("run", "shop:app", stderr=subprocess.PIPE)
+    try:
+        place_order(duly)
+        until(lambda: duly.json("outbox", "stats")["stuck"] != [], seconds=60)
+        (stuck,) = duly.json("outbox", "list")["stuck"]
+        assert (stuck["topic"], stuck["rows"], stuck["error"].partition(":")[0]) == (
+            *("far.away", 1),
+            "UNROUTED",
+        )
+        for command in (("outbox", "stats"), ("outbox", "list")):
+            assert "far.away: 1 message waits since 20" in duly(*command).stderr
+        found = {f["code"]: f for f in duly.json("doctor")["findings"]}
+        assert found["TOPIC_STUCK"]["message"].startswith("far.away: 1 message")
+        (duly.folder / "far.py").write_text(FAR_HANDLER)
+        duly.environment["DULY_DATABASE"] = "sqlite:///far.db"
+        far = duly.start("run", "far:app", stderr=subprocess.PIPE)
+        try:
+            del duly.environment["DULY_DATABASE"]
+            until(lambda: duly.json("outbox", "stats")["stats"] == [], seconds=60)
+            assert duly.json("outbox", "stats")["stuck"] == []
+        finally:
+            far.terminate()
+            far.communicate(timeout=40)
+    finally:
+        process.terminate()
+        _, said = process.communicate(timeout=40)
+    assert "runtime.connected peer=broker" in said
+    assert "set aside" in said
+
+
+FAR = """
+
+from duly import Command
+
+class Ship(Command, name="far.ship", queue="far.away", handled_by="far"):
+    order_id: int
+
+def place_order(total: int) -> int:
+    engine = app.database.engine()
+    with Session(engine) as session, session.begin():
+        app.send(session, Ship(order_id=1))
+    return 1
+"""
+FAR_HANDLER = """
+from duly import App, Command
+
+app = App("far")
+
+class Ship(Command, name="far.ship", queue="far.away"):
+    order_id: int
+
+@app.handle(Ship)
+def ship(command: Ship) -> None:
+    pass
+"""

@@ -9,7 +9,7 @@ import pytest
 
 from tests.crash import planted
 from tests.crash.loop import CONSUME_AND_RELAY, Orders
-from tests.crash.pairs import PAIRS, Place, Result, run_pair
+from tests.crash.pairs import PAIRS, SOURCE, Place, Result, run_pair
 
 SEED = 20_261
 SQLITE, POSTGRES = PAIRS
@@ -56,6 +56,13 @@ def test_twenty_kills_on_servers_lose_and_double_nothing(
     _clean(result)
     assert result.row.kills >= 20
     assert result.row.delivered >= result.row.acknowledged > 0
+
+
+@pytest.mark.parametrize("bug", planted.BUGS, ids=lambda bug: bug.name)
+def test_every_planted_bug_fits_the_source(bug: planted.Bug, tmp_path: Path) -> None:
+    made = planted.plant(bug, SOURCE, tmp_path / "src")
+    for file, _, new in bug.changes:
+        assert new in (made / "duly" / file).read_text()
 
 
 @pytest.mark.timeout(150)

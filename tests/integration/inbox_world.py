@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from duly.databases.mysql.database import MysqlDatabase
 from duly.databases.postgres.database import PostgresDatabase
 from duly.databases.sqlite.database import SqliteDatabase
 from duly.inbox.consume import Consumer
@@ -26,6 +27,7 @@ from duly.runtime.clock import SystemClock
 from duly.runtime.connection import ConnectionThread
 from duly.runtime.leases import Deadlines
 from duly.runtime.work import Row, Verdict, VerdictKind
+from tests.conftest import mariadb
 
 
 class Placed(Event, name="order.placed", topic="orders"):
@@ -93,13 +95,18 @@ class World:
         self._task = asyncio.create_task(consumer.run(self.subscription))
         return consumer
 
-    async def feed(self, group: str, *messages: Message, redelivered: bool = False) -> None:
-        """Deliver messages in one batch and wait until each was acknowledged or given back."""
+    async def feed(
+        self, group: str, *messages: Message, redelivered: bool = False, placed: bool = True
+    ) -> None:
+        """Deliver messages in one batch and wait until each was acknowledged or given back. placed:
+        whether the broker can name a message's place.
+        """
         consumer = self._consumer or self.start(group)
         assert consumer.group == group
         before = len(self.subscription.acked) + len(self.subscription.released)
         batch = [
-            Delivery(m, object(), "orders/0", str(n), redelivered) for n, m in enumerate(messages)
+            Delivery(m, object(), "orders/0", str(n) if placed else "", redelivered)
+            for n, m in enumerate(messages)
         ]
         self.subscription.queue.put_nowait(batch)
         for _ in range(2000):
@@ -113,7 +120,13 @@ class World:
             await asyncio.sleep(0.005)
         raise AssertionError("not every message was answered")
 
-    async def run_rows(self, group: str, token: int = 1) -> list[Verdict]:
+    async def run_rows(
+        self,
+        group: str,
+        token: int = 1,
+        *,
+        statuses: Collection[str] = ("ready", "retry", "held"),
+    ) -> list[Verdict]:
         """Run every unfinished row of a group as the lane reader would, by itself."""
         work = InboxWork(self.context, group, connection=self.connection)
         self._works.append(work)
@@ -134,7 +147,7 @@ class World:
                 r["dedupe_key"],
             )
             for r in self.inbox()
-            if r["group_name"] == group and r["status"] in ("ready", "retry", "held")
+            if r["group_name"] == group and r["status"] in statuses
         ]
         return list(await work.deliver(rows, deadline_seconds=5, terms=self.terms(group, token)))
 
@@ -162,6 +175,8 @@ class World:
             ) as db:
                 db.row_factory = sqlite3.Row
                 return [dict(row) for row in db.execute(sql, parameters).fetchall()]
+        if self.database.dialect == "mysql":
+            return _query_mariadb(self.database.url, sql, parameters)
         import psycopg
         from psycopg.rows import dict_row
 
@@ -212,15 +227,38 @@ def charge(order_id: int, *, id: str | None = None, **headers: str) -> Message:
 
 def make_database(url: str, **settings: Any) -> Any:
     """A database with duly's tables and one table for the handlers."""
-    sqlite = url.startswith("sqlite")
-    database: Any = SqliteDatabase(url, **settings) if sqlite else PostgresDatabase(url, **settings)
+    scheme = url.partition(":")[0]
+    database: Any = _DATABASES[scheme](url, **settings)
     connection = database.connect()
     for _, _, text in database.migrations():
         connection.script(text)
-    kind = "INTEGER PRIMARY KEY AUTOINCREMENT" if sqlite else "bigserial PRIMARY KEY"
+    kind = _IDS[scheme]
     connection.script(f"CREATE TABLE work (id {kind}, order_id bigint NOT NULL);")
     connection.close()
     return database
+
+
+_DATABASES: dict[str, Any] = {
+    "mysql": MysqlDatabase,
+    "postgresql": PostgresDatabase,
+    "sqlite": SqliteDatabase,
+}
+_IDS = {
+    "mysql": "bigint PRIMARY KEY AUTO_INCREMENT",
+    "postgresql": "bigserial PRIMARY KEY",
+    "sqlite": "INTEGER PRIMARY KEY AUTOINCREMENT",
+}
+
+
+def _query_mariadb(url: str, sql: str, parameters: Sequence[Any]) -> list[dict[str, Any]]:
+    """Rows with keys as text, which is stored as bytes there."""
+    from pymysql.cursors import DictCursor
+
+    with contextlib.closing(mariadb(url)) as db, db.cursor(DictCursor) as cursor:
+        cursor.execute(sql.replace("?", "%s"), parameters)
+        rows = cursor.fetchall() if cursor.description else []
+    text = ("key", "dedupe_key")
+    return [{k: v.decode() if k in text and v else v for k, v in row.items()} for row in rows]
 
 
 @contextlib.contextmanager

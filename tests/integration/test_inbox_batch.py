@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -12,35 +11,12 @@ from duly.errors import BatchError
 from duly.inbox.transaction import AsyncTx, Tx
 from duly.message import Message
 from duly.observe.facts import Duplicate, Handled
-from tests.conftest import server_url
 from tests.integration.inbox_world import (
     Charge,
     Placed,
     World,
-    emptied_postgres,
-    empty,
-    make_database,
     placed,
 )
-
-
-@pytest.fixture(scope="module")
-def module_postgres() -> Iterator[str]:
-    with emptied_postgres(server_url("DULY_TEST_POSTGRES")) as url:
-        yield url
-
-
-@pytest.fixture
-def postgres_url(module_postgres: str) -> str:
-    empty(module_postgres)
-    return module_postgres
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    made = World(make_database(request.getfixturevalue(f"{request.param}_url")))
-    yield made
-    await made.close()
 
 
 def insert(tx: Tx, events: list[Placed]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -16,36 +16,17 @@ from duly.inbox.effects import NotFound
 from duly.inbox.transaction import AsyncTx, Tx
 from duly.kernel import failpoints
 from duly.observe.facts import EffectInDoubt, EffectReused
-from tests.conftest import server_url
 from tests.integration.inbox_world import (
     Charge,
     World,
     charge,
-    emptied_postgres,
-    empty,
-    make_database,
 )
 from tests.integration.test_inbox_single import write, write_async
 
 
-@pytest.fixture(scope="module")
-def module_postgres() -> Iterator[str]:
-    with emptied_postgres(server_url("DULY_TEST_POSTGRES")) as url:
-        yield url
-
-
 @pytest.fixture
-def postgres_url(module_postgres: str) -> str:
-    empty(module_postgres)
-    return module_postgres
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    database = make_database(request.getfixturevalue(f"{request.param}_url"))
-    made = World(database, effect_wait_seconds=0.5)
-    yield made
-    await made.close()
+def world_settings() -> dict[str, Any]:
+    return {"effect_wait_seconds": 0.5}
 
 
 class Provider:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -11,35 +10,12 @@ from duly.errors import NotObservableError
 from duly.inbox.observe_lag import IDS_MAX, lag_of, wait_for
 from duly.kernel.backoff import Retry
 from duly.runtime.clock import SystemClock
-from tests.conftest import server_url
 from tests.integration.inbox_world import (
     Charge,
     Placed,
     World,
-    emptied_postgres,
-    empty,
-    make_database,
     placed,
 )
-
-
-@pytest.fixture(scope="module")
-def module_postgres() -> Iterator[str]:
-    with emptied_postgres(server_url("DULY_TEST_POSTGRES")) as url:
-        yield url
-
-
-@pytest.fixture
-def postgres_url(module_postgres: str) -> str:
-    empty(module_postgres)
-    return module_postgres
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    made = World(make_database(request.getfixturevalue(f"{request.param}_url")))
-    yield made
-    await made.close()
 
 
 async def wait(

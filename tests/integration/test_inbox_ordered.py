@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import pytest
 from sqlalchemy import text
 
 from duly.inbox.transaction import Tx
@@ -14,34 +12,12 @@ from duly.kernel.backoff import Retry
 from duly.kernel.names import place
 from duly.message import HEADER_VERSION, Message
 from duly.runtime.work import Row, VerdictKind
-from tests.conftest import server_url
 from tests.integration.inbox_world import (
     Placed,
     World,
-    emptied_postgres,
-    empty,
     make_database,
     placed,
 )
-
-
-@pytest.fixture(scope="module")
-def module_postgres() -> Iterator[str]:
-    with emptied_postgres(server_url("DULY_TEST_POSTGRES")) as url:
-        yield url
-
-
-@pytest.fixture
-def postgres_url(module_postgres: str) -> str:
-    empty(module_postgres)
-    return module_postgres
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    made = World(make_database(request.getfixturevalue(f"{request.param}_url")))
-    yield made
-    await made.close()
 
 
 def register(world: World, fail: list[int] | None = None, **options: Any) -> list[int]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import pytest
 from sqlalchemy import text
@@ -20,38 +20,16 @@ from duly.kernel.backoff import Retry
 from duly.message import HEADER_UNDECODABLE, HEADER_VERSION, Message
 from duly.observe.facts import Duplicate, Handled, Held, Skipped
 from duly.outbox.publisher import Publisher
-from tests.conftest import server_url
 from tests.integration.inbox_world import (
     Charge,
     Placed,
     World,
     charge,
-    emptied_postgres,
-    empty,
     make_database,
     placed,
 )
 
 Write = Callable[[Any, int], None]
-
-
-@pytest.fixture(scope="module")
-def module_postgres() -> Iterator[str]:
-    with emptied_postgres(server_url("DULY_TEST_POSTGRES")) as url:
-        yield url
-
-
-@pytest.fixture
-def postgres_url(module_postgres: str) -> str:
-    empty(module_postgres)
-    return module_postgres
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    made = World(make_database(request.getfixturevalue(f"{request.param}_url")))
-    yield made
-    await made.close()
 
 
 def write(tx: Tx, order_id: int) -> None:
@@ -219,12 +197,12 @@ async def close_only(other: World) -> None:
     await other.close()
 
 
-async def test_p10_under_repeatable_read_a_conflict_is_run_again(postgres_url: str) -> None:
+async def test_p10_under_repeatable_read_a_conflict_is_run_again(emptied_postgres_url: str) -> None:
     from sqlalchemy import create_engine
 
-    url = postgres_url.replace("postgresql://", "postgresql+psycopg://")
+    url = emptied_postgres_url.replace("postgresql://", "postgresql+psycopg://")
     engine = create_engine(url, isolation_level="REPEATABLE READ")
-    database = make_database(postgres_url, engine=engine)
+    database = make_database(emptied_postgres_url, engine=engine)
     world, other = World(database), World(database)
     inside, order = both_wait(world, other, lambda: None)
     message = placed(1)
@@ -351,9 +329,9 @@ async def test_base_exceptions_fail_the_message_and_nothing_else(
     ]
 
 
-async def test_an_ignored_database_error_is_no_success(postgres_url: str) -> None:
+async def test_an_ignored_database_error_is_no_success(emptied_postgres_url: str) -> None:
     """PostgreSQL answers COMMIT with ROLLBACK after an error, without saying so."""
-    world = World(make_database(postgres_url))
+    world = World(make_database(emptied_postgres_url))
 
     @world.handlers.on(Placed, group="billing")
     def careless(event: Placed, tx: Tx) -> None:
@@ -367,8 +345,8 @@ async def test_an_ignored_database_error_is_no_success(postgres_url: str) -> Non
     await world.close()
 
 
-async def test_a_lost_connection_uses_up_no_attempt(postgres_url: str) -> None:
-    world = World(make_database(postgres_url))
+async def test_a_lost_connection_uses_up_no_attempt(emptied_postgres_url: str) -> None:
+    world = World(make_database(emptied_postgres_url))
     calls = []
 
     @world.handlers.on(Placed, group="billing")
@@ -386,8 +364,8 @@ async def test_a_lost_connection_uses_up_no_attempt(postgres_url: str) -> None:
     await world.close()
 
 
-async def test_the_server_limits_how_long_a_handler_may_idle(postgres_url: str) -> None:
-    world = World(make_database(postgres_url), handler_timeout_seconds=7.0)
+async def test_the_server_limits_how_long_a_handler_may_idle(emptied_postgres_url: str) -> None:
+    world = World(make_database(emptied_postgres_url), handler_timeout_seconds=7.0)
     found: list[str] = []
 
     @world.handlers.on(Placed, group="billing")
@@ -449,13 +427,43 @@ async def test_no_id_gets_one_from_its_place_and_another_body_changes_nothing(wo
     assert [row["message_id"] for row in world.inbox()] == ["orders/0/0"]
 
 
-async def test_a_message_from_before_the_dedupe_window_is_held(world: World) -> None:
-    calls = register(world, is_async=False)
+@pytest.mark.parametrize("order", ["none", "key"])
+async def test_without_id_and_place_only_what_may_have_been_handled_is_held(
+    world: World, order: Literal["none", "key"]
+) -> None:
+    """RabbitMQ: nothing is lost, and nothing that was received is handled again in silence."""
+
+    @world.handlers.on(Placed, group="billing", order=order)
+    def bill(event: Placed, tx: Tx) -> None:
+        write(tx, event.order_id)
+
+    def nameless(order_id: int) -> Message:
+        body = b'{"order_id":%d}' % order_id
+        return Message("", "order.placed", "event", "orders", None, body, {})
+
+    await world.feed("billing", nameless(1), nameless(1), placed=False)
+    await world.feed("billing", nameless(1), nameless(2), placed=False, redelivered=True)
+    held = [row for row in world.inbox() if row["status"] == "held"]
+    assert [row["last_error"].partition(":")[0] for row in held] == ["NO_MESSAGE_ID"]
+    assert bytes(held[0]["payload"]) == b'{"order_id":1}'
+    world.hold_lanes("billing")
+    await world.run_rows("billing", statuses=("ready", "retry"))
+    assert sorted(world.work()) == [1, 1, 2]
+
+
+@pytest.mark.parametrize("order", ["none", "key"])
+async def test_a_message_from_before_the_dedupe_window_is_held(
+    world: World, order: Literal["none", "key"]
+) -> None:
+    calls: list[int] = []
+    world.handlers.on(Placed, group="billing", order=order)(lambda e: calls.append(e.order_id))
     await world.feed("billing", placed(1, time="2020-01-01T00:00:00Z"))
-    assert calls == []
-    assert [row["last_error"].partition(":")[0] for row in world.inbox()] == [
-        "DEDUPE_WINDOW_PASSED"
+    assert [(row["status"], row["last_error"].partition(":")[0]) for row in world.inbox()] == [
+        ("held", "DEDUPE_WINDOW_PASSED")
     ]
+    world.hold_lanes("billing")
+    await world.run_rows("billing", statuses=("ready", "retry"))
+    assert calls == []
 
 
 async def test_same_id_from_two_sources_is_two_messages(world: World) -> None:

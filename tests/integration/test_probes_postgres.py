@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,13 +19,15 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from duly.inbox.ending import End
-from duly.ports import Connection, Result, Statement, Steps
+from duly.ports import Connection, Statement
 from tests.acceptance.shop_app import Placed, Shop, insert
 from tests.integration.probes import (
-    arrived,
+    beat_past_the_end,
     blocked,
     in_thread,
     order_ids,
+    publish_around_savepoints,
+    through_two_relays,
     two_consumers_of_one_message,
 )
 
@@ -207,38 +210,11 @@ def test_p10_a_duplicate_waits_for_the_first(shop: Shop, first_fails: bool) -> N
 
 
 async def test_p12_two_relays_keep_the_order_of_a_key(shop: Shop, postgres_url: str) -> None:
-    shop.prepare()
-    other = Shop(postgres_url, shop.app.settings.broker)
-    for one in (shop, other):
-        one.app.on(Placed, group="sales")(lambda event: None)
-    for n in range(1, 101):
-        shop.place(n, key="k")
-    async with shop.app.running(["relay"]) as one, other.app.running(["relay"]) as two:
-        for n in range(101, 201):
-            await asyncio.to_thread(shop.place, n, key="k")
-        for running in (one, two):
-            await asyncio.wait_for(running.settled(), 20)
-    broker = shop.app.make_broker()
-    await broker.start()
-    try:
-        peeked = await broker.peek("orders", after="", limit=1_000)
-    finally:
-        await broker.close()
-    assert arrived([one.message for one in peeked], shop) == list(range(1, 201))
-    other.close()
+    assert await through_two_relays(shop, postgres_url) == list(range(1, 201))
 
 
 def test_p15_a_savepoint_that_is_rolled_back_takes_its_message_along(shop: Shop) -> None:
-    shop.prepare()
-    with Session(shop.engine) as session, session.begin():
-        shop.app.publish(session, Placed(order_id=1))
-        inner = session.begin_nested()
-        shop.app.publish(session, Placed(order_id=2))
-        session.execute(insert(-2))
-        session.flush()
-        inner.rollback()
-        with session.begin_nested():
-            shop.app.publish(session, Placed(order_id=3))
+    publish_around_savepoints(shop)
     assert order_ids(shop) == [1, 3]
     assert shop.ordered() == []
 
@@ -246,17 +222,7 @@ def test_p15_a_savepoint_that_is_rolled_back_takes_its_message_along(shop: Shop)
 def test_p16_a_lease_runs_out_inside_a_long_transaction(shop: Shop) -> None:
     """``now()`` would stand still at the transaction's start and renew what is over."""
     shop.prepare()
-    connection = shop.app.database.connect()
-    member = {"name": "member/x", "ttl_seconds": 0.5}
-
-    def steps() -> Steps[tuple[Result, Result]]:
-        yield Statement("lease.join", {**member, "holder": "x", "scopes": "[]"})
-        time.sleep(0.8)  # past the ttl, by the server's clock
-        beat = yield Statement("lease.beat", {**member, "asleep": False})
-        buried = yield Statement("lease.bury")
-        return beat, buried
-
-    beat, buried = connection.run(steps())
-    connection.close()
+    wait = partial(time.sleep, 0.8)  # past the ttl, by the server's clock
+    beat, buried = beat_past_the_end(shop.app.database, ttl_seconds=0.5, wait=wait)
     assert beat.rows[0][0] == 0, "it was renewed after its end"
     assert buried.rows == [("x",)]

@@ -94,10 +94,19 @@ async def test_a_wrong_password_is_a_configuration_error_without_the_password(
             outcomes = await broker.publish([message(event())], deadline_seconds=2.0)
             findings = await broker.inspect()
     assert outcomes[0].kind is OutcomeKind.UNAVAILABLE
-    assert [f.severity for f in findings if f.code == "RABBITMQ_REACHABLE"] == [Severity.RED]
+    refused = [f.severity for f in findings if f.code == "RABBITMQ_REFUSED"]
+    assert refused == [Severity.RED], "away is another finding"
     shown = f"{caught.value} {outcomes} {findings} {caplog.text} {broker.__dict__!r}"
     assert secret not in shown
     assert quote(secret, safe="") not in shown
+
+
+async def test_a_server_that_is_away_is_told_with_its_reason() -> None:
+    async with started("amqp://127.0.0.1:1/") as broker:
+        found = {f.code: f for f in await broker.inspect()}
+    assert found["RABBITMQ_REACHABLE"].severity is Severity.RED
+    assert "refused" in found["RABBITMQ_REACHABLE"].message.lower(), "by the system, not by a login"
+    assert "RABBITMQ_REFUSED" not in found
 
 
 async def test_a_full_queue_refuses(rabbitmq_url: str) -> None:
@@ -202,11 +211,32 @@ async def test_foreign_messages_are_read_as_they_are(rabbitmq_url: str) -> None:
         plain, own, structured = await receiver.receive(3)
         await receiver.close()
     assert plain.payload == b"no headers"
-    assert len(plain.id) == 32
-    assert plain.type == ""
+    assert (plain.id, plain.type) == ("", "")
     assert own.id == "theirs"
     assert own.headers == {"n": "7"}
     assert (structured.id, structured.type, structured.payload) == ("s1", "t.x", b'{"a":1}')
+
+
+async def test_without_an_id_nothing_of_a_delivery_is_taken_for_its_place(
+    rabbitmq_url: str,
+) -> None:
+    """A delivery tag counts deliveries, not messages: taken for a place it would make one message
+    two, and two messages one."""
+    spec = SubscriptionSpec("any", (TopicSpec("work", "command"),))
+    async with started(rabbitmq_url) as broker:
+        first = Receiver(await broker.subscribe(spec), acking=False)
+        await with_channel(rabbitmq_url, lambda c: c.basic_publish("", "work", b"nameless"))
+        await first.receive(1)
+        await first.close()
+        again = Receiver(await broker.subscribe(spec))
+        await again.receive(1)
+        await again.close()
+    one, two = first.deliveries[0], again.deliveries[0]
+    assert [(d.position, d.message.id, d.redelivered) for d in (one, two)] == [
+        ("", "", False),
+        ("", "", True),
+    ]
+    assert one.message == two.message, "so that its content names it"
 
 
 async def test_topics_counts_and_peek_says_why_not(rabbitmq_url: str) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "Handled",
     "HandlerFailed",
     "Held",
+    "HistoryLost",
     "LeaseLost",
     "LeaseTaken",
     "OperatorActed",
@@ -48,7 +49,9 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
 
 # --- outbox ---------------------------------------------------------------------------------------
 class Published(Fact, frozen=True, kw_only=True):
-    """Messages were committed with their transaction."""
+    """Messages were committed with their transaction; not said of a raw connection outside
+    ``duly.atomic``, whose commit duly does not see.
+    """
 
     name = "outbox.published"
     topic: str
@@ -242,6 +245,20 @@ class EffectInDoubt(Fact, frozen=True, kw_only=True):
     step: str
     message_id: str
     resolution: str
+
+
+# --- broker ---------------------------------------------------------------------------------------
+class HistoryLost(Fact, frozen=True, kw_only=True):
+    """A broker has lost what it had confirmed, or somebody deleted it.
+
+    place: the topic or queue, as the broker names it; group: whose, empty for all; messages: how
+    many, None when nobody can tell.
+    """
+
+    name = "broker.history_lost"
+    place: str
+    group: str
+    messages: int | None
 
 
 # --- runtime --------------------------------------------------------------------------------------

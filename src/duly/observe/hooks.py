@@ -51,6 +51,11 @@ class Hooks:
 
         return remove
 
+    @property
+    def listening(self) -> bool:
+        """Whether anybody hears; spares a hot path the making of a fact that nobody does."""
+        return bool(self._hooks)
+
     def emit(self, fact: Fact) -> None:
         """Tell every hook. Never raises an Exception of a hook; KeyboardInterrupt and SystemExit
         pass.

@@ -46,6 +46,7 @@ _LINES: dict[type[Fact], _Line] = {
     facts.EffectInDoubt: _line("effects", logging.WARNING),
     facts.OperatorActed: _line("operator", logging.INFO),
     facts.StillStuck: _line("runtime", logging.ERROR),
+    facts.HistoryLost: _line("runtime", logging.ERROR),
     facts.LeaseTaken: _line("runtime", logging.DEBUG),
     facts.LeaseLost: _line("runtime", logging.WARNING),
     facts.Connected: _line("runtime", logging.INFO),

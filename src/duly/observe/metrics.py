@@ -71,6 +71,7 @@ _COUNTED: dict[type[Fact], _Counted] = {
     facts.Failed: _Counted("failed", "Messages given up.", ("box", "topic", "group", "code")),
     facts.OperatorActed: _Counted("operator_actions", "Rows acted on.", ("box", "verb"), "count"),
     facts.StillStuck: _Counted("stuck_reports", "Reports of stuck work.", ("what", "code")),
+    facts.HistoryLost: _Counted("history_losses", "Losses by the broker.", ("group",)),
     facts.Received: _Counted("received", "Messages from the broker.", ("group",), "count"),
     facts.Handled: _Counted("handled", "Messages handled.", _HANDLER, "count"),
     facts.Duplicate: _Counted("duplicates", "Messages handled before.", _HANDLER, "count"),

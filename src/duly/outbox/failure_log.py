@@ -21,7 +21,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from duly.errors import NotFoundError, OperatorError, StaleLeaseError, WrongStatusError
 from duly.kernel.backoff import Retry
@@ -31,6 +31,7 @@ from duly.message import Message
 from duly.observe.facts import OperatorActed
 from duly.observe.hooks import Hooks
 from duly.outbox.operator import BULK_MAX, Audited, By, Refused, Swept, check_by
+from duly.outbox.send import Send, send
 from duly.outbox.sole import Pass
 from duly.ports import Clock, Connection, Outcome, OutcomeKind, Result, Statement, Steps
 
@@ -41,7 +42,6 @@ __all__ = [
     "FailureRetrier",
     "FailureScope",
     "FailureStore",
-    "Send",
     "add_failure",
 ]
 
@@ -93,16 +93,6 @@ class FailureScope:
     topic: str = ""
     error: str = ""
     since: float = 0.0
-
-
-class Send(Protocol):
-    """How messages are sent: ``Broker.publish``."""
-
-    async def __call__(
-        self, messages: Sequence[Message], *, deadline_seconds: float
-    ) -> Sequence[Outcome]:
-        """One outcome per message, in order."""
-        ...
 
 
 def add_failure(
@@ -258,7 +248,8 @@ class FailureRetrier:
             Message(message_id, name, kind, topic, key, bytes(payload), json.loads(headers))
             for _, message_id, name, kind, topic, key, payload, headers, _ in due
         ]
-        outcomes = await self._send(messages, deadline_seconds=self._send_timeout_seconds)
+        limit = self._send_timeout_seconds
+        outcomes = await send(self._send, messages, deadline_seconds=limit)
         sent = [row for row, outcome in zip(due, outcomes, strict=True) if _is_sent(row, outcome)]
         left = [
             (row, outcome)

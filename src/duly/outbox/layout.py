@@ -1,11 +1,11 @@
 """The tables, columns and indexes that migrations make, read from their text and compared with what
 is there.
 
-Owns a reader for the small part of SQL that our migrations use: CREATE TABLE with one column a
-line, CREATE INDEX, ALTER TABLE ... ADD COLUMN.  The invariant: a statement of any other form is an
-AssertionError in the test of the migrations, so that nothing a migration makes can escape the
-check.  Extra tables and columns are allowed - a newer schema only adds - unless they would make our
-inserts fail.
+Owns a reader for the small part of SQL that our migrations use: CREATE TABLE with one column or one
+KEY a line, CREATE INDEX, ALTER TABLE ... ADD COLUMN; the rows of an INSERT IGNORE are data.  The
+invariant: a statement of any other form is an AssertionError in the test of the migrations, so that
+nothing a migration makes can escape the check.  Extra tables and columns are allowed - a newer
+schema only adds - unless they would make our inserts fail.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from duly.ports import Finding, Severity
 __all__ = ["Index", "Layout", "compare", "layout_of", "live_layout"]
 
 _COMMENT = re.compile(r"--[^\n]*")
-_TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS (\w+) \((.*)\)", re.DOTALL)
+_TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS (\w+) \((.*)\)(?: ENGINE=[^()]*)?", re.DOTALL)
+_KEY = re.compile(r"(UNIQUE )?KEY (\w+) \(([^)]*)\),?")
 _COLUMN = re.compile(
-    r"([a-z_]\w*)\s+([a-z][a-z ]*?)( collate \"?\w+\"?)?"
-    r"(?:\s+(?:not null|default|primary key|generated)\b.*)?,?",
+    r"([a-z_]\w*)\s+([a-z][a-z ]*?(?:\(\d+\))?)( collate \"?\w+\"?)?"
+    r"(?:\s+(?:not null|default|primary key|generated|auto_increment)\b.*)?,?",
     re.IGNORECASE,
 )
 _ADDED = re.compile(r"ALTER TABLE (\w+) ADD COLUMN (?:IF NOT EXISTS )?(.*)", re.DOTALL)
@@ -59,19 +60,33 @@ def layout_of(migrations: Iterable[str]) -> Layout:
     tables: dict[str, dict[str, str]] = {}
     indexes: dict[str, Index] = {}
     for text in migrations:
-        for statement in filter(None, map(str.strip, _COMMENT.sub("", text).split(";"))):
+        for statement in _statements(text):
             if table := _TABLE.fullmatch(statement):
-                lines = filter(None, map(str.strip, table[2].splitlines()))
-                columns = (line for line in lines if not line.startswith("PRIMARY KEY"))
+                lines = list(filter(None, map(str.strip, table[2].splitlines())))
+                keys = {line: _KEY.fullmatch(line) for line in lines}
+                columns = (li for li in lines if not (keys[li] or li.startswith("PRIMARY KEY")))
                 tables[table[1]] = dict(map(_column, columns))
+                for key in filter(None, keys.values()):
+                    indexes[key[2]] = Index(table[1], bool(key[1]), False, True, _listed(key[3]))
             elif added := _ADDED.fullmatch(statement):
                 tables[added[1]].update([_column(added[2].strip())])
             else:
                 index = _INDEX.fullmatch(statement)
                 assert index is not None, f"a migration has an unknown form: {statement[:80]}"
-                listed = ",".join(part.strip() for part in index[4].split(","))
+                listed = _listed(index[4])
                 indexes[index[2]] = Index(index[3], bool(index[1]), bool(index[5]), True, listed)
     return Layout(tables, frozenset(), indexes)
+
+
+def _statements(text: str) -> Iterable[str]:
+    """Those that make something, without MySQL's quotes around names."""
+    plain = _COMMENT.sub("", text).replace("`", "")
+    parts = filter(None, map(str.strip, plain.split(";")))
+    return (part for part in parts if not part.startswith("INSERT IGNORE INTO "))
+
+
+def _listed(columns: str) -> str:
+    return ",".join(part.strip() for part in columns.split(","))
 
 
 def _column(line: str) -> tuple[str, str]:

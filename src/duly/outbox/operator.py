@@ -30,6 +30,7 @@ from duly.observe.facts import OperatorActed
 from duly.observe.hooks import Hooks
 from duly.outbox.verbs import Acted, Change, StoredRow, act, audit, read_row
 from duly.ports import Connection, Result, Statement, Steps
+from duly.runtime.aside import note_name, noted
 
 __all__ = [
     "BULK_MAX",
@@ -42,6 +43,7 @@ __all__ = [
     "Refused",
     "Scope",
     "Stat",
+    "Stuck",
     "Swept",
     "check_by",
 ]
@@ -142,6 +144,18 @@ class Stat(NamedTuple):
     status: str
     rows: int
     oldest_at: float
+
+
+class Stuck(NamedTuple):
+    """A topic whose messages wait because its destination does not take them, such as a command
+    that nobody has a queue for. since: seconds since 1970; tries: since then.
+    """
+
+    topic: str
+    error: str
+    since: float
+    tries: int
+    rows: int
 
 
 class Refused(NamedTuple):
@@ -317,6 +331,17 @@ class Operator:
         prefix = f"pause/{_check_box(box)}/"
         rows = self._ask(Statement("meta.all")).rows
         return sorted(name.removeprefix(prefix) for name, _ in rows if name.startswith(prefix))
+
+    def stuck(self, box: str) -> list[Stuck]:
+        """The topics that are set aside at the moment, as their relays have noted it."""
+        metas = dict(self._ask(Statement("meta.all")).rows)
+        found = []
+        for topic in sorted(noted(metas, _check_box(box))):
+            told = json.loads(metas[note_name(box, topic)])
+            rows = self.count(box, Scope(statuses=("ready",), topic=topic))
+            if rows:  # the rest was skipped or dropped by hand
+                found.append(Stuck(topic, told["error"], told["since"], told["tries"], rows))
+        return found
 
     # --- inside -----------------------------------------------------------------------------------
     def _acted(self, change: Change, row_id: int) -> Acted:

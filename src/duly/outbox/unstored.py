@@ -27,6 +27,7 @@ from duly.observe.facts import DroppedByPolicy
 from duly.observe.hooks import Hooks
 from duly.outbox.after_commit import FailureLog, Ignore, Policy
 from duly.outbox.failure_log import add_failure
+from duly.outbox.send import send
 from duly.ports import Broker, Database, Outcome, OutcomeKind
 from duly.runtime.connection import ConnectionThread
 from duly.runtime.portal import Portal
@@ -110,7 +111,8 @@ class UnstoredSender:
             except DulyError as error:
                 return Outcome(OutcomeKind.UNAVAILABLE, f"{error.code}: {error.detail}")
             self._broker = broker
-        (outcome,) = await self._broker.publish([message], deadline_seconds=self._timeout_seconds)
+        publish = self._broker.publish
+        (outcome,) = await send(publish, [message], deadline_seconds=self._timeout_seconds)
         return outcome
 
     async def _give_up(self, message: Message, policy: Policy, outcome: Outcome) -> None:

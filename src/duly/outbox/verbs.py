@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from duly.errors import NotFoundError, TransactionConflictError, WrongStatusError
 from duly.kernel.lifecycle import INBOX, next_status
-from duly.message import HEADER_REPLACES, new_id
+from duly.message import HEADER_REPLACES, HEADER_UNDECODABLE, new_id
 from duly.ports import Result, Statement, Steps
 
 __all__ = ["Acted", "Change", "StoredRow", "act", "audit", "read_row"]
@@ -238,6 +238,7 @@ def _edit(change: Change, row: StoredRow, message_id: str) -> Steps[dict[str, An
     """Give the row its new payload and id; the audit keeps the digests, not the contents."""
     assert change.payload is not None, "an edit brings a payload"
     headers = {**json.loads(row.headers), HEADER_REPLACES: row.message_id}
+    headers.pop(HEADER_UNDECODABLE, None)  # a person has looked at the envelope, too
     values = {
         "id": row.id,
         "message_id": row.message_id,

@@ -14,6 +14,7 @@ FORBIDDEN = {"payload", "body", "headers", "error", "exception", "text", "key", 
 def sample(cls: type[Fact]) -> Fact:
     """A fact of every field filled in."""
     made = {"str": "a", "int": 3, "float": 0.5, "float | None": 2.0, "tuple[str, ...]": ("a", "b")}
+    made["int | None"] = 7
     return cls(**{name: made[kind] for name, kind in inspect.get_annotations(cls).items()})
 
 

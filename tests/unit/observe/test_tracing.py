@@ -10,8 +10,18 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from duly.errors import UndecodableError
+from duly.message import Message
 from duly.observe import tracing
-from duly.observe.tracing import LINKS_MAX, extract, inject, linked_span
+from duly.observe.tracing import (
+    LINKS_MAX,
+    collecting,
+    create,
+    extract,
+    inject,
+    linked_span,
+    processing,
+    sending,
+)
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 OTHER = "00-1bf7651916cd43dd8448eb211c80319c-c7ad6b7169203331-01"
@@ -25,7 +35,7 @@ def spans(monkeypatch):
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "get_tracer", lambda name: provider.get_tracer(name))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     return exporter
 
 
@@ -74,7 +84,7 @@ def test_a_broken_tracestate_is_left_out(state):
 
 # --- with the package -----------------------------------------------------------------------------
 def test_inject_writes_the_current_span(spans):
-    tracer = trace.get_tracer("user")
+    tracer = trace.get_tracer_provider().get_tracer("user")
     with tracer.start_as_current_span("request") as span:
         headers = inject({"tenant": "x"})
     context = span.get_span_context()
@@ -109,6 +119,75 @@ def test_a_sending_is_a_producer_span(spans):
     assert spans.get_finished_spans()[0].kind is trace.SpanKind.PRODUCER
 
 
+def message(topic: str = "orders", *, id: str = "1", parent: str = PARENT) -> Message:
+    headers = {"traceparent": parent} if parent else {}
+    return Message(id, "order.placed", "event", topic, None, b"{}", headers)
+
+
+def test_a_published_message_has_a_producer_span_whose_context_travels(spans):
+    with trace.get_tracer_provider().get_tracer("user").start_as_current_span("request") as request:
+        headers = create("orders")
+    made, _ = spans.get_finished_spans()
+    assert (made.name, made.kind) == ("create orders", trace.SpanKind.PRODUCER)
+    assert made.parent.span_id == request.get_span_context().span_id
+    assert headers["traceparent"][36:52] == f"{made.context.span_id:016x}"
+    assert made.attributes == {
+        "messaging.system": "duly",
+        "messaging.operation.name": "create",
+        "messaging.operation.type": "create",
+        "messaging.destination.name": "orders",
+    }
+
+
+def test_a_batch_to_the_broker_is_one_client_span_with_a_link_for_each_context(spans):
+    with (
+        trace.get_tracer_provider().get_tracer("user").start_as_current_span("whoever started us"),
+        sending([message(), message(parent=""), message(parent=OTHER)]),
+    ):
+        pass
+    sent, _ = spans.get_finished_spans()
+    assert (sent.name, sent.kind, sent.parent) == ("send orders", trace.SpanKind.CLIENT, None)
+    assert [f"{link.context.trace_id:032x}" for link in sent.links] == [PARENT[3:35], OTHER[3:35]]
+    assert sent.attributes["messaging.batch.message_count"] == 3
+    assert sent.attributes["messaging.destination.name"] == "orders"
+
+
+def test_a_batch_of_several_topics_names_none(spans):
+    with sending([message("orders"), message("stock")]) as failed:
+        failed("UNAVAILABLE")
+    (sent,) = spans.get_finished_spans()
+    assert sent.name == "send"
+    assert "messaging.destination.name" not in sent.attributes
+    assert sent.attributes["error.type"] == "UNAVAILABLE"
+    assert not sent.status.is_ok
+
+
+def test_handling_is_a_consumer_span_of_its_group(spans):
+    with processing([message(id="7")], group="billing", batch=False):
+        pass
+    with processing([message(), message()], group="billing", batch=True):
+        pass
+    one, many = spans.get_finished_spans()
+    assert (one.name, one.kind, one.parent) == ("process orders", trace.SpanKind.CONSUMER, None)
+    assert one.attributes["messaging.message.id"] == "7"
+    assert one.attributes["messaging.consumer.group.name"] == "billing"
+    assert many.attributes["messaging.batch.message_count"] == 2
+    assert "messaging.message.id" not in many.attributes
+
+
+def test_a_signal_of_ours_is_no_failed_handling(spans):
+    class Signal(BaseException):
+        pass
+
+    with (
+        pytest.raises(Signal),
+        processing([message()], group="billing", batch=False, expected=(Signal,)),
+    ):
+        raise Signal
+    (span,) = spans.get_finished_spans()
+    assert "error.type" not in span.attributes
+
+
 def test_links_are_bounded(spans):
     with linked_span("send", kind="producer", messages=[{"traceparent": PARENT}] * 1_000):
         pass
@@ -134,6 +213,26 @@ def test_without_the_package_the_context_of_the_handled_message_is_passed_on(wit
         assert inject({"tenant": "x"}) == {"tenant": "x", "traceparent": PARENT}
         assert inject({"traceparent": OTHER}) == {"traceparent": OTHER}
     assert inject({}) == {}
+
+
+def test_without_the_package_nothing_is_collected_and_a_handler_passes_the_context_on(
+    without_package,
+):
+    assert not collecting()
+    assert create("orders") == {}
+    with processing([message()], group="billing", batch=False):
+        assert create("orders") == {"traceparent": PARENT}
+    with processing([message(), message()], group="billing", batch=True):
+        assert create("orders") == {}
+    with sending([message()]) as failed:
+        failed("UNAVAILABLE")
+
+
+def test_the_package_without_a_provider_collects_nothing(monkeypatch):
+    monkeypatch.setattr(trace, "get_tracer_provider", trace.NoOpTracerProvider)
+    assert not collecting()
+    with processing([message()], group="billing", batch=False):
+        assert create("orders") == {"traceparent": PARENT}
 
 
 def test_without_the_package_a_batch_has_no_single_context_to_pass_on(without_package):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -10,7 +11,12 @@ from sqlalchemy import text
 from duly.kernel.names import place
 from duly.ports import Database
 
-NOW = {"sqlite": "unixepoch('subsec')", "postgres": "clock_timestamp()"}
+NOW = {
+    "mysql": "UTC_TIMESTAMP(6)",
+    "postgres": "clock_timestamp()",
+    "sqlite": "unixepoch('subsec')",
+}
+_BYTES = ("key", "dedupe_key")
 
 
 class Rows:
@@ -21,14 +27,22 @@ class Rows:
         self._engine = database.engine()
 
     def run(self, sql: str, **values: Any) -> list[Any]:
+        if self.database.dialect == "mysql":  # there KEY is a reserved word, and stored as bytes
+            sql = re.sub(r"(?<![.:\w])key(?=[, ]|$)", "`key`", sql)
         with self._engine.begin() as connection:
             result = connection.execute(text(sql), values)
-            return [dict(row) for row in result.mappings()] if result.returns_rows else []
+            rows = [dict(row) for row in result.mappings()] if result.returns_rows else []
+        return [
+            {k: v.decode() if k in _BYTES and isinstance(v, bytes) else v for k, v in row.items()}
+            for row in rows
+        ]
 
     def ago(self, seconds: float) -> str:
         """An expression for a time in the past."""
         if self.database.dialect == "sqlite":
             return repr(time.time() - seconds)  # SQLite's own clock has whole milliseconds only
+        if self.database.dialect == "mysql":
+            return f"UTC_TIMESTAMP(6) - INTERVAL {seconds} SECOND"
         return f"clock_timestamp() - make_interval(secs => {seconds})"
 
     def outbox(self, **given: Any) -> int:

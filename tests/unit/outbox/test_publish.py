@@ -20,6 +20,8 @@ from duly.errors import (
 from duly.kernel import failpoints
 from duly.kernel.names import place
 from duly.message import Command, Event, Registry
+from duly.observe.facts import Fact, Published
+from duly.observe.hooks import Hooks
 from duly.outbox.publish import UNKEYED, MessageOutlet, PendingMessage
 from duly.ports import Result, Statement
 
@@ -49,7 +51,10 @@ class NoStore:
 @pytest.fixture
 def outlet() -> MessageOutlet:
     return MessageOutlet(
-        "shop", Registry(payload_bytes_max=1000), NoStore(), ambient=lambda: {"traceparent": "00-1"}
+        "shop",
+        Registry(payload_bytes_max=1000),
+        NoStore(),
+        ambient=lambda topic: {"traceparent": f"00-{topic}"},
     )
 
 
@@ -83,8 +88,36 @@ def test_row_of_a_keyed_message(outlet: MessageOutlet) -> None:
         "payload": b'{"order_id":7}',
     }
     assert headers.pop("time").endswith("+00:00")
-    assert headers == {"tenant": "a", "source": "shop", "traceparent": "00-1"}
+    assert headers == {"tenant": "a", "source": "shop", "traceparent": "00-orders"}
     assert entry.frozen
+
+
+def test_a_trace_context_of_the_users_own_stays_and_a_late_message_has_no_topic_yet(
+    outlet: MessageOutlet,
+) -> None:
+    asked: list[str] = []
+    outlet.ambient = lambda topic: asked.append(topic) or {"traceparent": "ours"}
+    own = event(outlet, Placed(order_id=1), headers={"traceparent": "mine"})
+    late = event(outlet, lambda: Placed(order_id=2))
+    late.resolve()
+    assert own.message.headers["traceparent"] == "mine"
+    assert late.message.headers["traceparent"] == "ours"
+    assert asked == [""]
+
+
+def test_what_was_committed_is_told_by_topic() -> None:
+    hooks = Hooks()
+    outlet = MessageOutlet("shop", Registry(), NoStore(), hooks=hooks)
+    events = [event(outlet, Placed(order_id=n)) for n in range(3)]
+    command = PendingMessage(outlet, Charge(order_id=1), kind="command")
+    outlet.committed(events)  # nobody hears
+    told: list[Fact] = []
+    hooks.add(told.append)
+    outlet.committed([*events, command])
+    assert told == [
+        Published(topic=events[0].message.topic, count=3),
+        Published(topic=command.message.topic, count=1),
+    ]
 
 
 def test_command_with_version(outlet: MessageOutlet) -> None:

@@ -7,11 +7,12 @@ command says how many it would be and ends with a usage error.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
+from duly.admin.cli.arguments import app_argument, app_then
 from duly.admin.cli.output import (
     EXIT_OK,
     EXIT_PROBLEM,
@@ -24,11 +25,11 @@ from duly.admin.cli.output import (
     when,
     write,
 )
-from duly.admin.cli.target import actor_options, app_option, by_of, open_target
+from duly.admin.cli.target import actor_options, by_of, database_option, open_target
 from duly.errors import OperatorError
 from duly.kernel.durations import seconds
 from duly.kernel.lifecycle import INBOX, INBOX_STATUSES, OUTBOX, OUTBOX_STATUSES, VERBS
-from duly.outbox.operator import By, Detail, Operator, Refused, Scope, Swept
+from duly.outbox.operator import By, Detail, Operator, Refused, Scope, Stuck, Swept
 
 __all__ = ["inbox", "outbox"]
 
@@ -92,10 +93,11 @@ def _make(box: str) -> click.Group:
 
 def _add_list(group: click.Group, box: str) -> None:
     @group.command("list", help="List messages; those that need somebody, unless told otherwise.")
+    @app_argument
     @_scope_options(box)
     @click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
     @click.option("--after", type=click.IntRange(0), default=0, help="Go on behind this row.")
-    @app_option
+    @database_option
     @json_option
     def command(
         *, app: str, database: str, as_json: bool, limit: int, after: int, **conditions: Any
@@ -105,8 +107,9 @@ def _add_list(group: click.Group, box: str) -> None:
             operator = target.operator()
             total = operator.count(box, scope)
             lines = operator.find(box, scope, limit=limit, after=after)
+            stuck = operator.stuck(box)
         if as_json:
-            document({"total": total, "messages": lines})
+            document({"total": total, "messages": lines, "stuck": stuck})
             return
         origin = ("GROUP",) if box == INBOX else ()
         headers = ("ROW", "STATUS", "TYPE", "TOPIC", *origin, "KEY", "ATTEMPTS", "SINCE", "ERROR")
@@ -120,12 +123,19 @@ def _add_list(group: click.Group, box: str) -> None:
         ]
         table(headers, rows)
         note(f"{len(lines)} of {total}")
+        _show_stuck(stuck)
+
+
+def _show_stuck(stuck: Sequence[Stuck]) -> None:
+    for one in stuck:
+        messages = "message waits" if one.rows == 1 else "messages wait"
+        note(f"{one.topic}: {one.rows} {messages} since {when(one.since)}: {one.error}")
 
 
 def _add_show(group: click.Group, box: str) -> None:
     @group.command("show", help="Everything known of one message.")
-    @click.argument("row", type=int)
-    @app_option
+    @app_then("row", metavar="ROW", kind=click.INT)
+    @database_option
     @json_option
     def command(*, row: int, app: str, database: str, as_json: bool) -> None:
         with open_target(app, database) as target:
@@ -157,24 +167,27 @@ def _show(detail: Detail) -> None:
 
 def _add_stats(group: click.Group, box: str) -> None:
     @group.command("stats", help="Counts by topic and status; reads the whole box.")
-    @app_option
+    @app_argument
+    @database_option
     @json_option
     def command(*, app: str, database: str, as_json: bool) -> None:
         with open_target(app, database) as target:
             operator = target.operator()
             stats, paused = operator.stats(box), operator.paused(box)
+            stuck = operator.stuck(box)
         if as_json:
-            document({"paused": paused, "stats": stats})
+            document({"paused": paused, "stats": stats, "stuck": stuck})
             return
         rows = [(s.group, s.topic, s.status, s.rows, when(s.oldest_at)) for s in stats]
         table(("GROUP", "TOPIC", "STATUS", "MESSAGES", "OLDEST"), rows)
         for name in paused:
             note(f"{name} is paused")
+        _show_stuck(stuck)
 
 
 def _add_verb(group: click.Group, box: str, verb: str) -> None:
     @group.command(verb, help=f"{_HELP[verb]} Name rows, or --all with conditions.")
-    @click.argument("rows", type=int, nargs=-1)
+    @app_then("rows", metavar="ROW", kind=click.INT, many=True)
     @click.option(
         "--all", "every", is_flag=True, help="Every failed or held one of the conditions."
     )
@@ -182,7 +195,7 @@ def _add_verb(group: click.Group, box: str, verb: str) -> None:
     @click.option("--out-of-order", is_flag=True, help="Even where its key has moved on.")
     @click.option("--yes", is_flag=True, help="Do it; without this only the count is shown.")
     @actor_options
-    @app_option
+    @database_option
     @json_option
     def command(
         *,
@@ -259,13 +272,13 @@ def report(verb: str, swept: Swept, *, as_json: bool) -> int:
 
 def _add_edit(group: click.Group, box: str) -> None:
     @group.command("edit", help="Replace the payload and put it back to work in its position.")
-    @click.argument("row", type=int)
+    @app_then("row", metavar="ROW", kind=click.INT)
     @click.option("--payload", help="The new payload, as JSON.")
     @click.option("--file", "file", type=click.File("rb"), help="A file with it; '-' is the input.")
     @click.option("--message-id", help="Only if the row still holds this message.")
     @click.option("--out-of-order", is_flag=True, help="Even where its key has moved on.")
     @actor_options
-    @app_option
+    @database_option
     @json_option
     def command(
         *,
@@ -302,9 +315,9 @@ def _add_switch(group: click.Group, box: str, verb: str) -> None:
     doing = "sending" if box == OUTBOX else "handling"
 
     @group.command(verb, help=f"{what} {doing} for a {noun}, in every process, within seconds.")
-    @click.argument("name", metavar=noun.upper())
+    @app_then("name", metavar=noun.upper())
     @actor_options
-    @app_option
+    @database_option
     @json_option
     def command(
         *, name: str, actor: str | None, reason: str, app: str, database: str, as_json: bool

@@ -13,15 +13,17 @@ from importlib.util import find_spec
 
 import click
 
-from duly.admin.cli.output import EXIT_PROBLEM, json_option, show_findings
+from duly.admin.cli.arguments import app_argument
+from duly.admin.cli.output import EXIT_PROBLEM, json_option, show_findings, when
 from duly.admin.cli.target import (
     Target,
-    app_option,
+    database_option,
     missing_broker_file,
     open_target,
     require_app,
 )
 from duly.errors import DulyError
+from duly.kernel.lifecycle import OUTBOX
 from duly.outbox.schema import Schema
 from duly.ports import Broker, Finding, Severity
 
@@ -30,35 +32,39 @@ __all__ = ["check", "doctor"]
 _BROKER_SECONDS = 10.0
 _EXTRAS = {
     "aiosqlite": "sqlite-async",
+    "asyncmy": "mysql",
+    "confluent_kafka": "kafka",
+    "nats": "nats",
     "opentelemetry": "tracing",
     "pika": "rabbitmq",
     "prometheus_client": "metrics",
     "psycopg": "postgres",
+    "pymysql": "mysql",
+    "redis": "redis",
     "rich": "cli",
 }
 
 
 @click.command()
-@click.argument("target", metavar="[MODULE:APP]", required=False)
+@app_argument
 @json_option
-def check(*, target: str | None, as_json: bool) -> int:
+def check(*, app: str | None, as_json: bool) -> int:
     """Look for everything that is wrong with an App; exit code 1 when it would not start."""
-    app = require_app(target)
+    found = require_app(app)
     try:
-        findings = list(app.check())
+        findings = list(found.check())
     finally:
-        app.database.close()
+        found.database.close()
     return show_findings(findings, as_json=as_json)
 
 
 @click.command()
-@click.argument("target", metavar="[MODULE:APP]", required=False)
-@app_option
+@app_argument
+@database_option
 @click.option("--broker", metavar="URL", help="A broker to look at (or DULY_BROKER).")
 @json_option
 def doctor(
     *,
-    target: str | None,
     app: str | None,
     database: str | None,
     broker: str | None,
@@ -67,12 +73,13 @@ def doctor(
     """Look at the database, its tables, the broker and the installed drivers."""
     findings = [_python(), *_drivers()]
     try:
-        with open_target(target or app, database, create=True) as found:
+        with open_target(app, database, create=True) as found:
             findings += _asked("database", lambda: [*found.database.inspect()])
             if path := found.missing_file():
                 findings.append(_new("DATABASE_NEW", path))
             else:
                 findings += _asked("tables", Schema(found.database, found.name).check)
+                findings += _asked("outbox", lambda: _stuck(found))
             findings += _asked("broker", lambda: _broker(found, broker))
     except DulyError as error:
         findings.append(_problem("target", error))
@@ -95,6 +102,21 @@ def _drivers() -> list[Finding]:
 
 def _new(code: str, path: str) -> Finding:
     return Finding(code, Severity.GREEN, f"there is no file {path} yet; the first start makes it")
+
+
+def _stuck(found: Target) -> list[Finding]:
+    """Topics whose destination does not take what is sent."""
+    if not Schema(found.database, found.name).status().current:
+        return []
+    return [
+        Finding(
+            "TOPIC_STUCK",
+            Severity.WEAK,
+            f"{one.topic}: {one.rows} messages wait since {when(one.since)}: {one.error}",
+            "start the service that handles it; nothing is lost meanwhile",
+        )
+        for one in found.operator().stuck(OUTBOX)
+    ]
 
 
 def _asked(what: str, ask: Callable[[], list[Finding]]) -> list[Finding]:

@@ -6,9 +6,10 @@ import time
 
 import click
 
+from duly.admin.cli.arguments import app_argument, app_then
 from duly.admin.cli.boxes import report
 from duly.admin.cli.output import clean, document, json_option, note, plain, table, when, write
-from duly.admin.cli.target import actor_options, app_option, by_of, open_target
+from duly.admin.cli.target import actor_options, by_of, database_option, open_target
 from duly.errors import OperatorError
 from duly.kernel.durations import seconds
 from duly.outbox.failure_log import STATES, FailureScope, FailureStore
@@ -29,6 +30,7 @@ def failures() -> None:
 
 
 @failures.command("list")
+@app_argument
 @click.option(
     "--state",
     "states",
@@ -42,7 +44,7 @@ def failures() -> None:
 @click.option("--since", metavar="DURATION", help="Only the last 15m, 2h, 1d ...")
 @click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
 @click.option("--after", type=click.IntRange(0), default=0, help="Go on behind this entry.")
-@app_option
+@database_option
 @json_option
 def list_entries(
     *,
@@ -85,8 +87,8 @@ def _scope(
 
 
 @failures.command()
-@click.argument("entry", type=int)
-@app_option
+@app_then("entry", metavar="ENTRY", kind=click.INT)
+@database_option
 @json_option
 def show(*, entry: int, app: str | None, database: str | None, as_json: bool) -> None:
     """Everything known of one entry."""
@@ -107,7 +109,7 @@ def show(*, entry: int, app: str | None, database: str | None, as_json: bool) ->
 
 def _add_verb(verb: str) -> None:
     @failures.command(verb, help=f"{_HELP[verb]} Name entries, or --all with conditions.")
-    @click.argument("entries", type=int, nargs=-1)
+    @app_then("entries", metavar="ENTRY", kind=click.INT, many=True)
     @click.option("--all", "every", is_flag=True, help="Every open entry of the conditions.")
     @click.option("--source", default="", help="Only this source.")
     @click.option("--topic", default="", help="Only this topic or queue.")
@@ -115,7 +117,7 @@ def _add_verb(verb: str) -> None:
     @click.option("--since", metavar="DURATION", help="Only the last 15m, 2h, 1d ...")
     @click.option("--yes", is_flag=True, help="Do it; without this only the count is shown.")
     @actor_options
-    @app_option
+    @database_option
     @json_option
     def command(
         *,

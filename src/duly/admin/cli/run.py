@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from duly.admin.cli.arguments import app_argument
 from duly.admin.cli.output import EXIT_OK, note
 from duly.admin.cli.target import require_app
 from duly.config import chosen_app
@@ -34,14 +35,14 @@ _DRAIN_MORE_SECONDS = 10.0  # above the App's own drain, before the parent kills
 
 
 @click.command()
-@click.argument("target", metavar="[MODULE:APP]", required=False)
+@app_argument
 @click.option("--roles", help="Only these, separated by commas: relay, consumer, upkeep.")
 @click.option("--workers", type=click.IntRange(1, WORKERS_MAX), default=1, show_default=True)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning"]), default="info")
 @click.option("--heartbeat-fd", type=int, hidden=True)
 def run(
     *,
-    target: str | None,
+    app: str | None,
     roles: str | None,
     workers: int,
     log_level: str,
@@ -54,11 +55,11 @@ def run(
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    app = require_app(target)
+    found = require_app(app)
     if workers > 1:
         options = ["--log-level", log_level, *(["--roles", roles] if roles is not None else [])]
-        return _run_workers(app, target or chosen_app() or "", workers, options=options)
-    asyncio.run(_serve(app, wanted, heartbeat_fd))
+        return _run_workers(found, app or chosen_app() or "", workers, options=options)
+    asyncio.run(_serve(found, wanted, heartbeat_fd))
     return EXIT_OK
 
 

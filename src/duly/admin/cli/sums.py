@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from duly.admin.cli.arguments import app_argument
 from duly.admin.cli.output import (
     EXIT_OK,
     EXIT_PROBLEM,
@@ -15,7 +16,7 @@ from duly.admin.cli.output import (
     table,
     write,
 )
-from duly.admin.cli.target import app_option, open_target
+from duly.admin.cli.target import database_option, open_target
 from duly.outbox.reconcile import Reconciliation, Verdict, reconcile
 
 __all__ = ["reconcile_command"]
@@ -28,15 +29,14 @@ _EXIT = {
 
 
 @click.command("reconcile")
-@click.argument("target", metavar="[MODULE:APP]", required=False)
+@app_argument
 @click.option("--source", metavar="SQL", help="A query that counts what should exist.")
 @click.option("--topic", help="The topic that --source counts.")
 @click.option("--group", default="", help="Count what this group's inbox holds, too.")
-@app_option
+@database_option
 @json_option
 def reconcile_command(
     *,
-    target: str | None,
     source: str | None,
     topic: str | None,
     group: str,
@@ -51,7 +51,7 @@ def reconcile_command(
     """
     if bool(source) != bool(topic):
         raise click.UsageError("--source and --topic go together")
-    with open_target(target or app, database) as found:
+    with open_target(app, database) as found:
         handlers = getattr(found.app, "handlers", None)
         groups = (
             {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import click
 
+from duly.admin.cli.arguments import app_argument
 from duly.admin.cli.output import (
     EXIT_OK,
     EXIT_PROBLEM,
@@ -19,33 +20,27 @@ from duly.admin.cli.output import (
     table,
     write,
 )
-from duly.admin.cli.target import app_option, open_target
+from duly.admin.cli.target import database_option, open_target
+from duly.errors import ConfigurationError
 from duly.outbox.retention import Keep, Retention
 from duly.outbox.schema import Schema
+from duly.ports import PublishesInSql
 
 __all__ = ["db"]
-
-_TARGET = click.argument("target", metavar="[MODULE:APP]", required=False)
-
-
-def _named(target: str | None, app: str | None) -> str | None:
-    if target and app and target != app:
-        raise click.UsageError("give MODULE:APP once")
-    return target or app
 
 
 @click.group()
 def db() -> None:
-    """The tables: upgrade, sql, status, check, prune."""
+    """The tables: upgrade, sql, routine, status, check, prune."""
 
 
 @db.command()
-@_TARGET
-@app_option
+@app_argument
+@database_option
 @json_option
-def upgrade(*, target: str | None, app: str | None, database: str | None, as_json: bool) -> None:
+def upgrade(*, app: str | None, database: str | None, as_json: bool) -> None:
     """Run the pending migrations. Safe to repeat, and to run in several places at once."""
-    with open_target(_named(target, app), database, create=True) as found:
+    with open_target(app, database, create=True) as found:
         schema = Schema(found.database, found.name)
         done = schema.upgrade()
         status = schema.status()
@@ -58,15 +53,13 @@ def upgrade(*, target: str | None, app: str | None, database: str | None, as_jso
 
 
 @db.command()
-@_TARGET
+@app_argument
 @click.option("--after", type=click.IntRange(0), default=0, help="Only above this version.")
-@app_option
+@database_option
 @json_option
-def sql(
-    *, target: str | None, after: int, app: str | None, database: str | None, as_json: bool
-) -> None:
+def sql(*, after: int, app: str | None, database: str | None, as_json: bool) -> None:
     """Print the migrations as SQL; touches no database."""
-    with open_target(_named(target, app), database, create=True) as found:
+    with open_target(app, database, create=True) as found:
         text = Schema(found.database, found.name).sql(after=after)
     if as_json:
         document({"sql": text})
@@ -75,12 +68,33 @@ def sql(
 
 
 @db.command()
-@_TARGET
-@app_option
+@app_argument
+@database_option
 @json_option
-def status(*, target: str | None, app: str | None, database: str | None, as_json: bool) -> int:
+def routine(*, app: str | None, database: str | None, as_json: bool) -> None:
+    """Print the SQL routine that publishes from triggers and other languages; touches no database.
+
+    It goes to psql or mysql as it is, after the tables are there.
+    """
+    with open_target(app, database, create=True) as found:
+        made = found.database
+        if not isinstance(made, PublishesInSql):
+            raise ConfigurationError("SQLite has no routines: publish from Python there")
+        text = made.publish_routine(found.name)
+        by_mysql = made.dialect == "mysql"
+    if as_json:
+        document({"sql": text})
+    else:
+        write(f"DELIMITER //\n{text}//\nDELIMITER ;" if by_mysql else text)
+
+
+@db.command()
+@app_argument
+@database_option
+@json_option
+def status(*, app: str | None, database: str | None, as_json: bool) -> int:
     """Which version the tables have; exit code 1 when migrations are pending."""
-    with open_target(_named(target, app), database) as found:
+    with open_target(app, database) as found:
         now = Schema(found.database, found.name).status()
     if as_json:
         document(now)
@@ -95,29 +109,28 @@ def _listed(value: object) -> str:
 
 
 @db.command()
-@_TARGET
-@app_option
+@app_argument
+@database_option
 @json_option
-def check(*, target: str | None, app: str | None, database: str | None, as_json: bool) -> int:
+def check(*, app: str | None, database: str | None, as_json: bool) -> int:
     """Compare tables, columns and indexes with what the migrations make."""
-    with open_target(_named(target, app), database) as found:
+    with open_target(app, database) as found:
         findings = Schema(found.database, found.name).check()
     return show_findings(findings, as_json=as_json)
 
 
 @db.command()
-@_TARGET
+@app_argument
 @click.option(
     "--older-than",
     metavar="DURATION",
     help="How long finished messages are kept; at least, and by default, the dedupe window.",
 )
 @click.option("--yes", is_flag=True, help="Do it; without this only the counts are shown.")
-@app_option
+@database_option
 @json_option
 def prune(
     *,
-    target: str | None,
     older_than: str | None,
     yes: bool,
     app: str | None,
@@ -125,7 +138,7 @@ def prune(
     as_json: bool,
 ) -> None:
     """Delete what is finished and old: sent, handled, skipped, dropped; nothing undelivered."""
-    with open_target(_named(target, app), database) as found:
+    with open_target(app, database) as found:
         window = found.settings.dedupe_window
         age = older_than or window
         keep = Keep(dedupe_window=window, outbox=age, inbox=age, failures=age)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Target",
     "actor_options",
-    "app_option",
     "by_of",
+    "database_option",
     "missing_broker_file",
     "open_target",
     "require_app",
@@ -69,13 +69,8 @@ class Target:
         )
 
 
-def app_option(command: F) -> F:
-    """``--app`` and ``--database``, given as ``app`` and ``database``."""
-    command = click.option("--app", metavar="MODULE:APP", help="The App to work on.")(command)
-    return _database_option(command)
-
-
-def _database_option(command: F) -> F:
+def database_option(command: F) -> F:
+    """``--database``, given as ``database``."""
     return click.option(
         "--database", metavar="URL", help="A database to work on without an App (or DULY_DATABASE)."
     )(command)

@@ -12,7 +12,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import click
 
-from duly.admin.cli.output import clean, document, json_option, plain, table, when, write
+from duly.admin.cli.arguments import app_argument, app_then
+from duly.admin.cli.output import clean, document, json_option, note, plain, table, when, write
 from duly.admin.cli.target import missing_broker_file, require_app
 from duly.config import chosen_app, load
 from duly.errors import ConfigurationError, NotObservableError
@@ -40,13 +41,9 @@ class Log(Protocol):
         ...
 
 
-def _target_options(command: Any) -> Any:
-    command = click.option("--app", metavar="MODULE:APP", help="The App whose broker it is.")(
-        command
-    )
-    return click.option(
-        "--broker", metavar="URL", help="A broker without an App (or DULY_BROKER)."
-    )(command)
+_broker_option = click.option(
+    "--broker", metavar="URL", help="A broker without an App (or DULY_BROKER)."
+)
 
 
 @click.group()
@@ -55,7 +52,8 @@ def topics() -> None:
 
 
 @topics.command("list")
-@_target_options
+@app_argument
+@_broker_option
 @json_option
 def list_topics(*, app: str | None, broker: str | None, as_json: bool) -> None:
     """Topics and queues with their groups and lag."""
@@ -69,13 +67,15 @@ def list_topics(*, app: str | None, broker: str | None, as_json: bool) -> None:
         for group in (topic.groups or (None,))
     ]
     table(("TOPIC", "KIND", "MESSAGES", "GROUP", "LAG"), rows)
+    if not found:
+        note("this broker names no topics to who only looks; its own tools do")
 
 
 @topics.command()
-@click.argument("topic")
+@app_then("topic", metavar="TOPIC")
 @click.option("-n", "limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @click.option("--follow", is_flag=True, help="Go on as messages come, until interrupted.")
-@_target_options
+@_broker_option
 @json_option
 def tail(
     *, topic: str, limit: int, follow: bool, app: str | None, broker: str | None, as_json: bool

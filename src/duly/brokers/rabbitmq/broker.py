@@ -26,7 +26,7 @@ from duly.brokers.rabbitmq.topology import (
     queue_name,
     run_on_channel,
 )
-from duly.errors import BrokerUnavailableError, DulyError, OperatorError
+from duly.errors import BrokerUnavailableError, ConfigurationError, DulyError, OperatorError
 from duly.message import Message
 from duly.ports import (
     BrokerFeatures,
@@ -169,8 +169,11 @@ class RabbitMQBroker:
         findings = [_tls(self._settings), _queue_type(self._settings)]
         try:
             connection = await self._control()
+        except ConfigurationError as error:
+            fix = "Correct user, password and virtual host, or the user's rights on it."
+            return [*findings, Finding("RABBITMQ_REFUSED", Severity.RED, error.detail, fix)]
         except DulyError as error:
-            fix = "Check the URL, the login and the server."
+            fix = "Check host and port in the URL, and that the server runs."
             return [*findings, Finding("RABBITMQ_REACHABLE", Severity.RED, error.detail, fix)]
         facts = {k: str(v) for k, v in connection.server_properties.items() if k == "version"}
         version = facts.get("version", "?")

@@ -20,7 +20,7 @@ from duly.brokers.rabbitmq.link import FastConnection, Link
 from duly.brokers.rabbitmq.publisher import PREFIX
 from duly.brokers.rabbitmq.topology import declare_steps, drive, queue_name, refusal
 from duly.errors import DulyError
-from duly.message import Message, new_id
+from duly.message import Message
 from duly.ports import Delivery, SubscriptionSpec
 from duly.wire.cloudevents import (
     STRUCTURED_CONTENT_TYPE,
@@ -302,8 +302,8 @@ class RabbitMQSubscription:
 
     def _delivery(self, raw: _Raw) -> Delivery:
         queue, topic = self._sources[raw.source]
-        position = f"{raw.token.channel}.{raw.token.tag}"
-        return Delivery(_message(raw, topic), raw.token, queue, position, raw.redelivered)
+        # No position: a delivery tag is not the same when the message comes again.
+        return Delivery(_message(raw, topic), raw.token, queue, "", raw.redelivered)
 
     async def ack(self, tokens: Sequence[Any]) -> None:
         """These are done. Late acks of a lost channel are dropped."""
@@ -329,8 +329,7 @@ class RabbitMQSubscription:
 
 
 def _message(raw: _Raw, topic: str) -> Message:
-    """The message of a delivery. RabbitMQ gives no place that a redelivery would keep, so a message
-    without any id gets a new one each time: twice is better than lost."""
+    """The message of a delivery; without an id where its sender gave none."""
     try:
         properties = frames.decode_properties(raw.header)
     except ValueError:
@@ -338,7 +337,7 @@ def _message(raw: _Raw, topic: str) -> Message:
     headers = properties.headers
     for name in _BROKERS_OWN:
         headers.pop(name, None)
-    fallback = properties.message_id or new_id()
+    fallback = properties.message_id
     if properties.content_type.startswith(STRUCTURED_CONTENT_TYPE):
         return from_structured(raw.body, topic=topic, fallback_id=fallback, headers=headers)
     return from_headers(headers, raw.body, prefix=PREFIX, topic=topic, fallback_id=fallback)

@@ -265,8 +265,10 @@ _REFUSED = (
 def _cause(error: Any) -> Any:
     """The innermost exception of a failed connection workflow."""
     for _ in range(8):
-        inner = getattr(error, "exceptions", None) or (
-            [error.exception] if hasattr(error, "exception") else None
+        inner = (
+            getattr(error, "exceptions", None)
+            or ([error.exception] if hasattr(error, "exception") else None)
+            or [one for one in getattr(error, "args", ()) if isinstance(one, BaseException)]
         )
         if not inner:
             return error

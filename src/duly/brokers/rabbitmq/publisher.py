@@ -22,6 +22,7 @@ from duly.brokers.rabbitmq.link import FastConnection, Link
 from duly.brokers.rabbitmq.thread import IoThread
 from duly.brokers.rabbitmq.topology import refusal, route
 from duly.errors import DulyError
+from duly.kernel import failpoints
 from duly.message import Message
 from duly.ports import CONFIRMED, Outcome, OutcomeKind
 from duly.wire.cloudevents import to_headers
@@ -264,6 +265,7 @@ class Publisher:
         return True
 
     def _answer(self, confirm: frames.Confirm, outcome: Outcome | None) -> None:
+        failpoints.hit(failpoints.RELAY_SENT)
         tag = confirm.tag
         if confirm.multiple:
             while self._segments and self._segments[0].first <= tag:
