@@ -24,7 +24,7 @@ from typing import Any
 from tests.crash.stage import GROUPS, QUEUE, Stage, ids
 
 ACK_SETTLES_SECONDS = (
-    0.5  # an ack recorded so shortly before a death may not have reached the broker
+    0.5  # an ack recorded so shortly before a death, or a close, may not have reached the queue
 )
 STALL_SHARE = 0.85  # of the lease, between two renewals
 STALL_SECONDS = 3.0  # how long before it a stalled process may have sent what it had not settled
@@ -165,6 +165,7 @@ class _Deliveries:
             f for f in stage.facts("faults") if f["what"] == "ended"
         ]  # they gave back what they had
         self.unknown: Counter[str] = Counter()  # no answer, or refused by one of several queues
+        self.closed: dict[tuple[int, str], float] = {}  # subscriptions, before their process ended
         self.returned: Counter[tuple[str, str]] = (
             Counter()
         )  # given back by its receiver, who says so
@@ -196,6 +197,8 @@ class _Deliveries:
             )
         elif what == "release":
             self.returned.update((fact["group"], m) for m in fact["ids"])
+        elif what == "closed":
+            self.closed[pid, fact["group"]] = at
 
     def _note_life(self, fact: dict[str, Any]) -> None:
         """A sign of life; a gap longer than the lease may have cost it."""
@@ -255,7 +258,8 @@ class _Deliveries:
             queued |= set() if logged else {(group, m)}
         for group, m in queued:
             acks = self.acked.get((end["pid"], group, m), [])
-            found[group, m] -= sum(at < end["at"] - ACK_SETTLES_SECONDS for at in acks)
+            over = min(end["at"], self.closed.get((end["pid"], group), end["at"]))
+            found[group, m] -= sum(at < over - ACK_SETTLES_SECONDS for at in acks)
         return found
 
 
@@ -296,8 +300,8 @@ def _duplicates(verdict: Verdict, deliveries: _Deliveries, *, batch_max: int) ->
 
 
 def _calls(stage: Stage, verdict: Verdict, sent: dict[str, tuple[Any, ...]]) -> None:
-    """The world outside: an intent before every call, one key per command, a repeat only after a
-    death."""
+    """The world outside: an intent before every call, one key per command, a repeat only where the
+    result of the call before it could not be stored."""
     calls = list(stage.facts("gateway"))
     without = {f"{c['key']} n={c['n']}" for c in calls if not c["intent"]}
     verdict.blame("unexpected", "called outside before the intent was committed", without)
@@ -314,15 +318,27 @@ def _calls(stage: Stage, verdict: Verdict, sent: dict[str, tuple[Any, ...]]) -> 
     reached = {m for key, (m, state) in keys.items() if state == "done" and called[key]}
     verdict.blame("lost", "a command whose call was never made or recorded", commands - reached)
     deaths = {f["pid"] for f in stage.facts("faults") if f["what"] == "fault"}
-    by_key: dict[str, list[int]] = defaultdict(list)
+    outages = [f for f in stage.facts("faults") if f["what"] == "outage"]
+    by_key: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for call in sorted(calls, key=lambda c: c["at"]):
-        by_key[call["key"]].append(call["pid"])
+        by_key[call["key"]].append(call)
     again = {
-        f"{key} by {pids}"
-        for key, pids in by_key.items()
-        if any(pid not in deaths for pid in pids[:-1])
+        f"{key} by {[call['pid'] for call in made]}"
+        for key, made in by_key.items()
+        if any(not _unrecorded(call, deaths, outages) for call in made[:-1])
     }
-    verdict.blame("unexplained", "called again although the first caller lived", again)
+    verdict.blame("unexplained", "called again although the first caller could record it", again)
+
+
+def _unrecorded(call: dict[str, Any], deaths: set[int], outages: list[dict[str, Any]]) -> bool:
+    """Whether the result of a call may not have been stored: its process died, or a server was
+    away."""
+    if call["pid"] in deaths:
+        return True
+    return any(
+        outage["begin"] - STALL_SECONDS < call["at"] < outage["end"] + STALL_SECONDS
+        for outage in outages
+    )
 
 
 def committed(stage: Stage) -> set[str]:

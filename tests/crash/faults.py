@@ -1,11 +1,15 @@
 """Faults that are not kills of a process, each in a row of its own and with a few repetitions.
 
 frozen            a worker stopped beyond its lease and thawed: its late writes change nothing
-relays N          the kill loop with one, two and four workers poison            a key whose first
-message is refused, 10,000 followers: others go on, then it is retried database killed   PostgreSQL
-killed and restarted          broker killed   RabbitMQ likewise connections       cut, half-open and
-answers lost, on both connections, through a proxy refusals          RabbitMQ's queues are full and
-refuse: order is kept"""
+fenced            the same, stopped exactly between a refusal and storing it
+relays N          the kill loop with one, two and four workers
+poison            a key whose first message is refused, 10,000 followers: others go on, then it
+                  is retried
+database killed   PostgreSQL killed and restarted
+broker killed     RabbitMQ likewise
+connections       cut, half-open and answers lost, on both connections, through a proxy
+refusals          RabbitMQ's queues are full and refuse: order is kept
+"""
 
 from __future__ import annotations
 
@@ -30,8 +34,10 @@ SQLITE, POSTGRES = PAIRS
 ROUNDS = 4
 FOLLOWERS = 10_000
 OTHERS_SECONDS = 8.0
+POISON_SETTLE_SECONDS = 360.0  # ten thousand of one key, one at a time
 CALM = Lease(2.0, 0.6, 1.2, 2.0)
 MINUTES = 4.0
+UNFENCED = "a worker without its lease changed a row"
 Act = Callable[[Loop], int]
 
 
@@ -54,13 +60,15 @@ def scenes(seed: int, place: Place) -> dict[str, Callable[[], Result]]:
             scene, pair, "frozen", frozen, place, seed=seed, lease=SHORT
         )
         found[f"crash {pair} poison"] = partial(
-            scene, pair, "poison", poison, place, seed=seed, impatient=True
-        )
+            scene, pair, "poison", poison, place, seed=seed, impatient=True,
+            settle_seconds=POISON_SETTLE_SECONDS,
+        )  # fmt: skip
     for what, act, servers in (
         ("database killed", database_killed, private_database),
         ("broker killed", broker_killed, private_broker),
         ("connections", connections, proxied),
         ("refusals", refusals, usual),
+        ("fenced", fenced, usual),
     ):
         found[f"crash {POSTGRES} {what}"] = partial(
             scene, POSTGRES, what, act, place, seed=seed, servers=servers
@@ -71,12 +79,14 @@ def scenes(seed: int, place: Place) -> dict[str, Callable[[], Result]]:
 def scene(
     pair: str, what: str, act: Act, place: Place, *, seed: int, lease: Lease = CALM,
     servers: Callable[[str, Path], Any] | None = None, impatient: bool = False,
+    settle_seconds: float = 120.0,
 ) -> Result:  # fmt: skip
     """One scene: producer and workers run, ``act`` does its worst, everything settles, the checker
     judges."""
     orders = Orders(
-        0, seed, slow_kills=0, lease=lease, writers=1 if pair == SQLITE else 2, settle_seconds=120.0
-    )
+        0, seed, slow_kills=0, lease=lease, writers=1 if pair == SQLITE else 2,
+        settle_seconds=settle_seconds,
+    )  # fmt: skip
     name = f"crash {pair} {what}"
     with (servers or usual)(pair, place.folder) as stage:
         verdict, faults, began = Verdict(), 0, now()
@@ -183,6 +193,49 @@ def frozen(loop: Loop) -> int:
     return ROUNDS
 
 
+def fenced(loop: Loop) -> int:
+    """Freeze a relay that was refused a message, before it stores that; the next owner stores its
+    own refusal, with a long back-off; thawed, the first one must leave that row alone."""
+    loop.set_pace(9.0)
+    loop.run_once("poisoner", followers=0)
+    victim = loop.start_worker(roles=["relay"], slow=True, plan="relay.failure_not_stored@1=stop")
+    _until(
+        loop,
+        lambda: _is_stopped(victim.pid),
+        "the refused relay has stopped",
+        seconds=30,
+        pace=False,
+    )
+    done = loop.stage.broker_positions()
+    loop.note("fault", n=0, point="fenced", unsettled=[], role="worker", done=done, pid=victim.pid)
+    after = loop.start_worker(roles=["relay"], slow=True)
+    sql = "SELECT id, status, attempts, due_at, last_error FROM duly_outbox WHERE status = 'retry'"
+    _until(
+        loop,
+        lambda: bool(loop.stage.rows(sql)),
+        "its successor was refused too",
+        seconds=30,
+        pace=False,
+    )
+    stored = loop.stage.rows(sql)
+    loop.nursery.signal(victim.pid, signal.SIGCONT)
+    for _ in range(30):
+        loop.hold(0.1, pace=False)
+        if (now_stored := loop.stage.rows(sql)) != stored:
+            loop.tally.troubles.append(f"{UNFENCED}: {stored}, then {now_stored}")
+            break
+    (loop.stage.folder / "healed").touch()
+    loop.stage.rows("UPDATE duly_outbox SET due_at = created_at WHERE status = 'retry'")
+    for worker in (victim, after):
+        loop.stop(worker)
+    return 1
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process is frozen by a signal."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 def poison(loop: Loop) -> int:
     """A refused message blocks its key and nobody else; retried by an operator, its followers
     follow."""
@@ -287,9 +340,11 @@ def refusals(loop: Loop) -> int:
     return refused
 
 
-def _until(loop: Loop, done: Callable[[], bool], what: str, *, seconds: float) -> None:
+def _until(
+    loop: Loop, done: Callable[[], bool], what: str, *, seconds: float, pace: bool = True
+) -> None:
     end = now() + seconds
     while not done():
         if now() > end:
             raise TimeoutError(f"not within {seconds:g} s: {what}")
-        loop.hold(0.2)
+        loop.hold(0.2, pace=pace)

@@ -37,6 +37,7 @@ WORKER_POINTS = (
     "relay.sent_no_confirm",
     "relay.confirmed",
     "relay.settled",
+    "relay.failure_not_stored",
     "relay.failure_stored",
     "lease.renewed",
     "consume.received",
@@ -65,6 +66,7 @@ CONSUME_AND_RELAY = (
     RANDOM,
 )
 RARE = {
+    "relay.failure_not_stored",
     "relay.failure_stored",
     "consume.failure_stored",
     "effect.intent_committed",
@@ -139,6 +141,7 @@ class Tally:
     kills: Counter[str] = field(default_factory=Counter)
     uncounted: int = 0
     recoveries: list[float] = field(default_factory=list)
+    worst: dict[str, float] = field(default_factory=dict)  # recovery by kind of work
     troubles: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -366,9 +369,13 @@ class Loop:
     # --- for scenes -----------------------------------------------------------------------------
     def worker(self, **more: Any) -> _Child:
         """A healthy worker that runs."""
-        child = self._fork("worker", point="", lease=self.orders.lease, **more)
+        child = self.start_worker(**more)
         self._wait_ready(child)
         return child
+
+    def start_worker(self, **more: Any) -> _Child:
+        """A worker that has just begun. more: of its config."""
+        return self._fork("worker", point="", lease=self.orders.lease, **more)
 
     def hold(self, seconds: float, *, pace: bool = True) -> None:
         """Let things run for a while."""
@@ -426,6 +433,8 @@ class Loop:
             )
         self.note("recovered", moved=moved)
         self.tally.recoveries.append(max(moved.values(), default=0.0))
+        for kind, seconds in moved.items():
+            self.tally.worst[kind] = max(seconds, self.tally.worst.get(kind, 0.0))
 
     def _held_by(self, dead: _Child) -> dict[str, set[Any]]:
         """The rows in its lanes by scope, and what it had received and not acked by group."""
@@ -439,9 +448,13 @@ class Loop:
         acked = {
             (f["group"], m) for f in journal if f["what"] in ("ack", "release") for m in f["ids"]
         }
+        received: dict[str, set[Any]] = {}
         for fact in (f for f in journal if f["what"] == "recv"):
-            open_now = {(m, fact["group"]) for m, *_ in fact["got"]} - {(m, g) for g, m in acked}
-            held.setdefault(fact["group"], set()).update(open_now & self._still(fact["group"]))
+            received.setdefault(fact["group"], set()).update(
+                (m, fact["group"]) for m, *_ in fact["got"] if (fact["group"], m) not in acked
+            )
+        # One question for each group: the clock is running.
+        held |= {group: left & self._still(group) for group, left in received.items() if left}
         return held
 
     def _still(self, kind: str) -> set[Any]:

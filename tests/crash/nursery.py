@@ -187,8 +187,12 @@ def serve(logs: Path) -> None:
 def preload() -> None:
     """Import what the children need, so that a fork has it."""
     for name in (*ROLES.values(), "sqlalchemy.orm", "sqlite3", "psycopg", "psycopg.types", "pika",
+                 "pymysql",
                  "duly.brokers.embedded.broker", "duly.brokers.rabbitmq.broker",
-                 "duly.databases.sqlite.database", "duly.databases.postgres.database"):  # fmt: skip
+                 "duly.brokers.kafka.broker", "confluent_kafka",
+                 "duly.brokers.nats.broker", "nats", "duly.brokers.redis.broker", "redis",
+                 "duly.databases.sqlite.database", "duly.databases.postgres.database",
+                 "duly.databases.mysql.database"):  # fmt: skip
         importlib.import_module(name)
 
 

@@ -1,4 +1,4 @@
-"""The two pairs, each as one row: kills at every failpoint of publish, relay, consume and
+"""The pairs, each as one row: kills at every failpoint of publish, relay, consume and
 effects."""
 
 from __future__ import annotations
@@ -13,13 +13,27 @@ from tests.crash.checker import Verdict, check
 from tests.crash.loop import PRODUCTION, RANDOM, Lease, Loop, Orders, Tally
 from tests.crash.nursery import ROOT
 from tests.crash.report import Result
-from tests.crash.stage import Stage, postgres_stage, sqlite_stage
+from tests.crash.stage import (
+    Stage,
+    kafka_stage,
+    mariadb_stage,
+    nats_stage,
+    postgres_stage,
+    redis_stage,
+    sqlite_stage,
+)
 
 SOURCE = ROOT / "src"
 BATCH_MAX = 50 * (
     4 + 4
 )  # four batches in flight, four that wait to be settled: the lane reader's own bound
 PAIRS = ("sqlite embedded", "postgres rabbitmq")
+FURTHER_PAIRS = (
+    "mariadb rabbitmq",
+    "postgres kafka",
+    "postgres nats",
+    "postgres redis",
+)  # each with a part of the kills
 
 
 class ServersMissingError(RuntimeError):
@@ -43,6 +57,16 @@ def make_stage(pair: str, folder: Path) -> Stage:
             break
     if pair == PAIRS[0]:
         return sqlite_stage(path)
+    if pair == "mariadb rabbitmq":
+        api = os.environ.get("DULY_TEST_RABBITMQ_API", "")
+        urls = {"mariadb": _server("MARIADB"), "rabbitmq": _server("RABBITMQ"), "api": api}
+        return mariadb_stage(path, **urls)
+    if pair == "postgres kafka":
+        return kafka_stage(path, postgres=_server("POSTGRES"), kafka=_server("KAFKA"))
+    if pair == "postgres nats":
+        return nats_stage(path, postgres=_server("POSTGRES"), nats=_server("NATS"))
+    if pair == "postgres redis":
+        return redis_stage(path, postgres=_server("POSTGRES"), redis=_server("REDIS"))
     postgres, rabbitmq = os.environ.get("DULY_TEST_POSTGRES"), os.environ.get("DULY_TEST_RABBITMQ")
     if not postgres or not rabbitmq:
         raise ServersMissingError(
@@ -50,6 +74,13 @@ def make_stage(pair: str, folder: Path) -> Stage:
         )
     api = os.environ.get("DULY_TEST_RABBITMQ_API", "")
     return postgres_stage(path, postgres=postgres, rabbitmq=rabbitmq, api=api)
+
+
+def _server(name: str) -> str:
+    url = os.environ.get(f"DULY_TEST_{name}")
+    if not url:
+        raise ServersMissingError(f"set DULY_TEST_{name}, or run: make services")
+    return url
 
 
 def run_pair(pair: str, orders: Orders, place: Place, *, name: str = "") -> Result:
@@ -87,6 +118,7 @@ def run_pair(pair: str, orders: Orders, place: Place, *, name: str = "") -> Resu
             f"{tally.uncounted} more with nothing open",
             flush=True,
         )
+        print(f"  worst recovery by kind of work, seconds: {tally.worst}", flush=True)
     if not result.clean:
         keep_evidence(stage, result)
     stage.remove(keep_folder=not result.clean)
@@ -131,7 +163,9 @@ def orders_for(pair: str, kills: int, seed: int, *, minutes: float) -> Orders:
 
 __all__ = [
     "BATCH_MAX",
+    "FURTHER_PAIRS",
     "PAIRS",
+    "SOURCE",
     "Lease",
     "Place",
     "ServersMissingError",

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import shutil
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.crash.faults import UNFENCED, scenes
 from tests.crash.loop import SHORT, Orders
 from tests.crash.pairs import PAIRS, Place, run_pair
 from tests.crash.report import Result
 
 SQLITE, POSTGRES = PAIRS
 KILLS = 24
+MINUTES = 5.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,10 @@ class Bug:
     changes: tuple[tuple[str, str, str], ...]
     kills: int = KILLS
     meddle: bool = False
-    expected: tuple[str, ...] = field(default=("lost", "unexpected", "order_breaks", "unexplained"))
+    scene: str = ""  # of ``faults``, instead of the kill loop
+    expected: tuple[str, ...] = field(
+        default=("lost", "unexpected", "order_breaks", "unexplained", UNFENCED)
+    )
 
 
 def read_bugs() -> tuple[Bug, ...]:
@@ -67,7 +72,10 @@ def run_bug(bug: Bug, place: Place, *, seed: int) -> tuple[Result, str]:
         bug, place.source, place.folder / f"planted-{bug.name.replace(' ', '-')}" / "src"
     )
     quiet = Place(place.folder, source, quiet=True)
-    result = run_pair(bug.pair, orders(bug, seed), quiet, name=f"planted {bug.name}")
+    if bug.scene:
+        result = scenes(seed, quiet)[f"crash {bug.pair} {bug.scene}"]()
+    else:
+        result = run_pair(bug.pair, orders(bug, seed), quiet, name=f"planted {bug.name}")
     shutil.rmtree(source.parent, ignore_errors=True)  # made anew by every run
     found = [problem for problem in result.problems if problem.startswith(bug.expected)]
     return result, found[0] if found else ""
@@ -77,15 +85,24 @@ def orders(bug: Bug, seed: int) -> Orders:
     """Small, at the bug's own failpoints."""
     few = bug.pair == SQLITE
     return Orders(
-        bug.kills, seed, slow_kills=0, workers=2, minutes=2.0, points=bug.points,
+        bug.kills, seed, slow_kills=0, workers=2, minutes=MINUTES, points=bug.points,
         writers=1 if few else 2,
         lease=SHORT, settle_seconds=25.0, meddle=bug.meddle, least_messages=900,
     )  # fmt: skip
 
 
+def controls(bugs: Sequence[Bug], seed: int, place: Place) -> Iterator[Result]:
+    """The runs of these bugs without any of them; each must be clean."""
+    quiet = Place(place.folder, place.source, quiet=True)
+    for pair in dict.fromkeys(bug.pair for bug in bugs if not bug.scene):
+        yield control(pair, seed, place, bugs)
+    for name in dict.fromkeys(f"crash {bug.pair} {bug.scene}" for bug in bugs if bug.scene):
+        yield scenes(seed, quiet)[name]()
+
+
 def control(pair: str, seed: int, place: Place, bugs: Sequence[Bug] = BUGS) -> Result:
     """The same orders without a bug, for all bugs of a pair at once: must be clean."""
-    mine = [bug for bug in bugs if bug.pair == pair]
+    mine = [bug for bug in bugs if bug.pair == pair and not bug.scene]
     points = tuple(dict.fromkeys(point for bug in mine for point in bug.points))
     all_of_them = Bug(
         "control", pair, points, (), kills=KILLS, meddle=any(bug.meddle for bug in mine)

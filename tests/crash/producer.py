@@ -35,6 +35,7 @@ from duly.app import App
 from duly.errors import RetryableError
 from duly.testing.failpoints import arm, parse
 from duly.testing.journal import Journal
+from tests.crash.plain_mysql import NEXT, Error, connect, in_mysql
 from tests.crash.shop import Charge, Noted, make_app
 from tests.crash.stage import HOT_KEYS, KEYS
 
@@ -105,6 +106,7 @@ class Writer:
         self._chance = random.Random(f"{config['seed']}-{self._name}")
         self._report = reporter(config)
         self._sqlite = config["database"].startswith("sqlite")
+        self._mysql = config["database"].startswith("mysql")
         self._pace = Path(config["folder"]) / "pace"
         self._count = 0
         self._raw: Any = None
@@ -122,7 +124,7 @@ class Writer:
                     (self._by_session, self._by_driver, self._by_connection), (5, 5, 2)
                 )[0]
                 style()
-            except (RetryableError, DBAPIError, sqlite3.OperationalError, _DriverError) as error:
+            except (RetryableError, DBAPIError, sqlite3.OperationalError, *_DRIVER_ERRORS) as error:
                 self._raw = None
                 _log.warning("%s: %s", self._name, str(error)[:200])
                 time.sleep(0.05)
@@ -141,8 +143,7 @@ class Writer:
             self._count += 1
             self._by_session()
             time.sleep(0.7)
-        update = self._sql("UPDATE crash_key SET n = n + 1 WHERE key = ? RETURNING n")
-        seq = early.execute(update, (key,)).fetchone()[0]
+        seq = self._next(early, key)
         insert = self._sql(
             "INSERT INTO crash_sent (message_id, kind, key, seq, txn) VALUES (?, 'event', ?, ?, ?)"
         )
@@ -219,8 +220,12 @@ class Writer:
             return [message_id]
         seq = None
         if key is not None:
-            sql = text("UPDATE crash_key SET n = n + 1 WHERE key = :key RETURNING n")
-            seq = session.execute(sql, {"key": key}).scalar_one()
+            if self._mysql:
+                counted: Any = session.execute(self._text(NEXT.replace("?", ":key")), {"key": key})
+                seq = counted.lastrowid
+            else:
+                sql = text("UPDATE crash_key SET n = n + 1 WHERE key = :key RETURNING n")
+                seq = session.execute(sql, {"key": key}).scalar_one()
         keyed = {"key": key} if key is not None else {}
         message_id = self._app.publish(session, self._noted(key), **keyed)
         self._remember(session, message_id, "event", key=key, seq=seq, txn=txn)
@@ -244,7 +249,7 @@ class Writer:
             "INSERT INTO crash_sent (message_id, kind, key, seq, txn) "
             "VALUES (:id, :kind, :key, :seq, :txn)"
         )
-        session.execute(text(sql), values)
+        session.execute(self._text(sql), values)
 
     def _noted(self, key: str | None) -> Noted:
         chance = self._chance.random()
@@ -270,9 +275,7 @@ class Writer:
             for _ in range(self._chance.randint(1, 3)):
                 kept.append(self._app.publish(raw, self._noted(key), key=key))
                 time.sleep(self._chance.random() * 0.004)  # others may slip in here, if they can
-                seq = raw.execute(
-                    self._sql("UPDATE crash_key SET n = n + 1 WHERE key = ? RETURNING n"), (key,)
-                ).fetchone()[0]
+                seq = self._next(raw, key)
                 insert = (
                     "INSERT INTO crash_sent (message_id, kind, key, seq, txn) "
                     "VALUES (?, 'event', ?, ?, ?)"
@@ -290,22 +293,34 @@ class Writer:
         if not rolled:
             self._report("ack", txn=txn)
 
+    def _next(self, raw: Any, key: str) -> int:
+        """Count a key up, and its new number."""
+        if self._mysql:
+            return int(raw.execute(NEXT, (key,)).lastrowid)
+        update = self._sql("UPDATE crash_key SET n = n + 1 WHERE key = ? RETURNING n")
+        return int(raw.execute(update, (key,)).fetchone()[0])
+
     def _sql(self, sql: str) -> str:
-        return sql if self._sqlite else sql.replace("?", "%s")
+        return sql if self._sqlite or self._mysql else sql.replace("?", "%s")
+
+    def _text(self, sql: str) -> Any:
+        return text(in_mysql(sql) if self._mysql else sql)
 
     def _connect(self) -> Any:
         if self._sqlite:
             path = self._config["database"].removeprefix("sqlite:///")
             return sqlite3.connect(path, timeout=20, isolation_level=None, check_same_thread=False)
+        if self._mysql:
+            return connect(self._config["database"], autocommit=False)
         import psycopg
 
         return psycopg.connect(self._config["database"], connect_timeout=10)
 
 
-def _driver_error() -> type[Exception]:
+def _driver_error() -> tuple[type[Exception], ...]:
     import psycopg
 
-    return psycopg.Error
+    return (psycopg.Error, Error)
 
 
-_DriverError = _driver_error()
+_DRIVER_ERRORS = _driver_error()

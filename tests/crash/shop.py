@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from duly.inbox.transaction import Tx
 from duly.kernel.backoff import Retry
 from duly.message import Command, Event, Message
 from duly.testing.journal import Journal
+from tests.crash import plain_mysql
 from tests.crash.stage import QUEUE, TOPIC
 
 TROUBLE_CHANCE = 0.5
 CHARGE_SHARE = 8  # one event in so many sends a command on
 PATIENT = Retry(attempts=2000, base="40ms", max="150ms")
+SLOW = Retry(attempts=2000, base="10m", max="10m")  # not again while the run lasts
 
 
 class TroubleError(Exception):
@@ -69,6 +72,9 @@ class Gateway:
                 return bool(plain.execute(sql + "?", (key,)).fetchone()[0])
             finally:
                 plain.close()
+        if self._database.startswith("mysql"):
+            with closing(plain_mysql.connect(self._database, autocommit=True)) as plain:
+                return bool(plain.execute(sql + "?", (key,)).fetchone()[0])
         import psycopg
 
         with psycopg.connect(self._database, autocommit=True, connect_timeout=10) as plain:
@@ -93,7 +99,7 @@ def make_app(config: dict[str, Any], *, broker: Any = None, gateway: Gateway | N
     if config.get("impatient"):  # a poisoned message fails soon, and its key waits for a person
         app.route(TOPIC, retry=Retry(attempts=3, base="40ms", max="100ms"), on_exhausted="block")
     else:
-        app.route(TOPIC, retry=PATIENT)
+        app.route(TOPIC, retry=SLOW if config.get("slow") else PATIENT)
     app.route(QUEUE, retry=PATIENT)
     if gateway is not None:
         _handlers(app, gateway, insert=_insert(config["database"]), retry=PATIENT)
@@ -111,7 +117,7 @@ def _handlers(app: App, gateway: Gateway, *, insert: str, retry: Retry) -> None:
     )
 
     def note(event: Noted, tx: Tx, msg: Message, group: str) -> None:
-        tx.connection.execute(insert, (group, msg.id, os.getpid()))
+        tx.connection.cursor().execute(insert, (group, msg.id, os.getpid()))
         if event.trouble and random.random() < TROUBLE_CHANCE:
             raise TroubleError(f"{event.n}")
 
@@ -124,7 +130,7 @@ def _handlers(app: App, gateway: Gateway, *, insert: str, retry: Retry) -> None:
         note(event, tx, msg, "free")
         if event.n % CHARGE_SHARE == 0:
             sent = tx.send(Charge(n=event.n, trouble=event.trouble))
-            tx.connection.execute(remember, (sent, "command", f"handler-{msg.id}"))
+            tx.connection.cursor().execute(remember, (sent, "command", f"handler-{msg.id}"))
 
     @app.on(Noted, group="batch", retry=retry, batch=50)
     def batch(events: list[Noted], tx: Tx, msgs: list[Message]) -> None:
@@ -136,7 +142,7 @@ def _handlers(app: App, gateway: Gateway, *, insert: str, retry: Retry) -> None:
     @app.handle(Charge, retry=retry)
     def charge(command: Charge, tx: Tx, msg: Message) -> None:
         receipt = tx.effect("charge", gateway.charge, command.n, key_as="idempotency_key")
-        tx.connection.execute(insert, (QUEUE, msg.id, os.getpid()))
+        tx.connection.cursor().execute(insert, (QUEUE, msg.id, os.getpid()))
         if not receipt.startswith("receipt-") or (
             command.trouble and random.random() < TROUBLE_CHANCE
         ):

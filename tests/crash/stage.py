@@ -11,6 +11,7 @@ row.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import sqlite3
@@ -22,8 +23,10 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import uuid4
+
+from tests.crash import plain_mysql
 
 HTTP_SECONDS = 15
 GROUPS = ("ordered", "free", "batch")  # of the event; the command's group is its queue
@@ -42,6 +45,7 @@ CREATE TABLE crash_effect (
 CREATE INDEX crash_effect_of ON crash_effect (message_id, grp);
 """
 IDENTITY = {
+    "mysql": "bigint PRIMARY KEY AUTO_INCREMENT",
     "sqlite": "integer PRIMARY KEY AUTOINCREMENT",
     "postgres": "bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
 }
@@ -49,13 +53,13 @@ IDENTITY = {
 
 @dataclass
 class Stage:
-    """One run's place. dialect: sqlite or postgres; database, broker: the URLs that duly gets."""
+    """One run's place. dialect: sqlite, postgres or mysql; database, broker: duly's URLs."""
 
     folder: Path
     dialect: str
     database: str
     broker: str
-    admin: str = ""  # PostgreSQL server where the database was made
+    admin: str = ""  # database server where the database was made
     api: str = ""  # RabbitMQ's management interface with the login
     vhost: str = ""
     through: dict[str, str] = field(default_factory=dict)  # URLs through a proxy, by peer
@@ -69,6 +73,8 @@ class Stage:
         if self.dialect == "sqlite":
             path = self.database.removeprefix("sqlite:///")
             return sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        if self.dialect == "mysql":
+            return plain_mysql.connect(self.database, autocommit=True)
         import psycopg
 
         return psycopg.connect(self.database, autocommit=True, connect_timeout=10)
@@ -158,7 +164,10 @@ class Stage:
     def remove(self, *, keep_folder: bool = False) -> None:
         """Drop what was made on servers, and the folder unless it is evidence."""
         self.forget()
-        if self.admin:
+        if self.admin.startswith("mysql"):
+            with closing(plain_mysql.connect(self.admin, autocommit=True)) as admin:
+                admin.execute(f"DROP DATABASE IF EXISTS {urlsplit(self.database).path[1:]}")
+        elif self.admin:
             import psycopg
 
             with psycopg.connect(self.admin, autocommit=True, connect_timeout=10) as admin:
@@ -166,6 +175,12 @@ class Stage:
                 admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         if self.vhost:
             ask_rabbitmq(self.api, "DELETE", f"/api/vhosts/{self.vhost}")
+        if self.broker.startswith("kafka"):
+            delete_topics(self.broker)
+        if self.broker.startswith("nats"):
+            asyncio.run(delete_streams(self.broker))
+        if self.broker.startswith("redis"):
+            delete_keys(self.broker)
         if not keep_folder:
             shutil.rmtree(self.folder, ignore_errors=True)  # a second run makes its own
 
@@ -199,12 +214,19 @@ def sqlite_stage(folder: Path) -> Stage:
 def postgres_stage(folder: Path, *, postgres: str, rabbitmq: str, api: str = "") -> Stage:
     """A stage on servers. postgres, rabbitmq: URLs of the servers; api: of the management
     interface."""
-    import psycopg
+    return _with_rabbitmq(folder, "postgres", postgres, rabbitmq=rabbitmq, api=api)
 
+
+def mariadb_stage(folder: Path, *, mariadb: str, rabbitmq: str, api: str = "") -> Stage:
+    """As ``postgres_stage``."""
+    return _with_rabbitmq(folder, "mysql", mariadb, rabbitmq=rabbitmq, api=api)
+
+
+def _with_rabbitmq(
+    folder: Path, dialect: str, server: str, *, rabbitmq: str, api: str = ""
+) -> Stage:
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"crash_{uuid4().hex[:16]}"
-    with psycopg.connect(postgres, autocommit=True, connect_timeout=10) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
+    name = new_database(server)
     parts = urlsplit(rabbitmq)
     port = (parts.port or 5672) + 10_000
     login = f"{parts.username or 'guest'}:{parts.password or 'guest'}"
@@ -215,15 +237,104 @@ def postgres_stage(folder: Path, *, postgres: str, rabbitmq: str, api: str = "")
     ask_rabbitmq(api, "PUT", f"/api/permissions/{name}/{user}", rights)
     stage = Stage(
         folder.resolve(),
-        "postgres",
-        urlsplit(postgres)._replace(path=f"/{name}").geturl(),
+        dialect,
+        urlsplit(server)._replace(path=f"/{name}").geturl(),
         parts._replace(path=f"/{name}").geturl(),
-        admin=postgres,
+        admin=server,
         api=api,
         vhost=name,
     )
     stage.prepare()
     return stage
+
+
+def kafka_stage(folder: Path, *, postgres: str, kafka: str) -> Stage:
+    """A stage on PostgreSQL and Kafka, with topics and groups of its own prefix."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = new_database(postgres)
+    database = urlsplit(postgres)._replace(path=f"/{name}").geturl()
+    broker = urlsplit(kafka)._replace(path=f"/{name}").geturl()
+    stage = Stage(folder.resolve(), "postgres", database, broker, admin=postgres)
+    stage.prepare()
+    return stage
+
+
+def delete_topics(broker: str) -> None:
+    """Delete every topic and group of the prefix that a Kafka URL names."""
+    from confluent_kafka.admin import AdminClient
+
+    parts = urlsplit(broker)
+    prefix = f"{parts.path[1:]}."
+    client = AdminClient({"bootstrap.servers": parts.netloc, "log_level": 0})
+    topics = [name for name in client.list_topics(timeout=30).topics if prefix in name]
+    found = client.list_consumer_groups(request_timeout=15).result(20).valid
+    groups = [one.group_id for one in found if prefix in one.group_id]
+    futures = list(client.delete_topics(topics).values()) if topics else []
+    futures += client.delete_consumer_groups(groups).values() if groups else []
+    for future in futures:
+        future.exception(20)  # a group whose members were killed is still there for seconds
+
+
+def nats_stage(folder: Path, *, postgres: str, nats: str) -> Stage:
+    """A stage on PostgreSQL and NATS, with streams of its own prefix."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = new_database(postgres)
+    database = urlsplit(postgres)._replace(path=f"/{name}").geturl()
+    broker = urlsplit(nats)._replace(path=f"/{name}").geturl()
+    stage = Stage(folder.resolve(), "postgres", database, broker, admin=postgres)
+    stage.prepare()
+    return stage
+
+
+def redis_stage(folder: Path, *, postgres: str, redis: str) -> Stage:
+    """A stage on PostgreSQL and Redis, with keys of its own prefix."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = new_database(postgres)
+    database = urlsplit(postgres)._replace(path=f"/{name}").geturl()
+    broker = f"{redis.partition('?')[0]}?prefix={name}:"
+    stage = Stage(folder.resolve(), "postgres", database, broker, admin=postgres)
+    stage.prepare()
+    return stage
+
+
+def delete_keys(broker: str) -> None:
+    """Delete every key of the prefix that a Redis URL names."""
+    import redis
+
+    url, _, query = broker.partition("?")
+    prefix = parse_qs(query)["prefix"][0]
+    with redis.Redis.from_url(url, socket_timeout=10) as client:
+        for key in client.scan_iter(match=f"{prefix}*", count=1000):
+            client.delete(key)
+
+
+def new_database(server: str) -> str:
+    """Make a database on a PostgreSQL or MariaDB server; its name."""
+    name = f"crash_{uuid4().hex[:16]}"
+    if server.startswith("mysql"):
+        with closing(plain_mysql.connect(server, autocommit=True)) as admin:
+            admin.execute(f"CREATE DATABASE {name}")
+        return name
+    import psycopg
+
+    with psycopg.connect(server, autocommit=True, connect_timeout=10) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+    return name
+
+
+async def delete_streams(broker: str) -> None:
+    """Delete every stream of the prefix that a NATS URL names."""
+    import nats
+
+    parts = urlsplit(broker)
+    client = await nats.connect(parts._replace(path="").geturl())
+    try:
+        streams = client.jetstream()
+        for stream in await streams.streams_info():
+            if str(stream.config.name).startswith(f"{parts.path[1:]}-"):
+                await streams.delete_stream(str(stream.config.name))
+    finally:
+        await client.close()
 
 
 def ask_rabbitmq(api: str, method: str, path: str, body: bytes | None = None) -> bytes:

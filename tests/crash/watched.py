@@ -8,7 +8,6 @@ the record never claims less open work than there was."""
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
@@ -56,14 +55,13 @@ class Watch:
 
 
 class WatchedBroker:
-    """``inner`` with a record. window_seconds: how far into a publish its failpoint may lie.
-    healed: poison is refused until this file is there."""
+    """``inner`` with a record. healed: poison is refused until this file is there. chance: of the
+    other messages that ask for it, to be refused."""
 
     def __init__(
-        self, inner: Any, watch: Watch, *, window_seconds: float, healed: Path = Path("/nowhere")
+        self, inner: Any, watch: Watch, *, healed: Path, chance: float = REFUSE_CHANCE
     ) -> None:
-        self._healed = healed
-        self._inner, self._watch, self._window = inner, watch, window_seconds
+        self._inner, self._watch, self._healed, self._chance = inner, watch, healed, chance
         self.features = inner.features
 
     def __getattr__(self, name: str) -> Any:
@@ -73,7 +71,7 @@ class WatchedBroker:
         self, messages: Sequence[Any], *, deadline_seconds: float
     ) -> Sequence[Outcome]:
         """Record, refuse or send, record."""
-        refused = {i for i in self._first_of_keys(messages) if self._refuses(messages[i].payload)}
+        refused = {i for i, m in enumerate(messages) if self._refuses(m.payload)}
         if refused:
             self._watch.journal.append("refuse", ids=[messages[i].id for i in sorted(refused)])
         if refused and self.features.atomic_batch:
@@ -88,23 +86,14 @@ class WatchedBroker:
     def _refuses(self, payload: bytes) -> bool:
         if POISON in payload:
             return not self._healed.exists()
-        return REFUSE in payload and random.random() < REFUSE_CHANCE
-
-    def _first_of_keys(self, messages: Sequence[Any]) -> list[int]:
-        """Places of messages that have none of their key before them; refused elsewhere, a batch
-        would be torn."""
-        firsts = {m.key: i for i, m in reversed(list(enumerate(messages)))}
-        return [i for i, m in enumerate(messages) if m.key is None or firsts[m.key] == i]
+        return REFUSE in payload and random.random() < self._chance
 
     async def _send(self, messages: Sequence[Any], deadline_seconds: float) -> Sequence[Outcome]:
         if not messages:
             return []
-        task = asyncio.ensure_future(
-            self._inner.publish(messages, deadline_seconds=deadline_seconds)
+        outcomes: Sequence[Outcome] = await self._inner.publish(
+            messages, deadline_seconds=deadline_seconds
         )
-        await asyncio.wait({task}, timeout=random.random() * self._window)
-        failpoints.hit(failpoints.RELAY_SENT)
-        outcomes: Sequence[Outcome] = await task
         odd = {
             m.id: o.kind.value
             for m, o in zip(messages, outcomes, strict=True)
@@ -152,6 +141,7 @@ class WatchedSubscription:
         await self._inner.close()
         back = [message_id for message_id, _ in self._open.values()]
         self._watch.journal.append("release", group=self._group, ids=back)
+        self._watch.journal.append("closed", group=self._group)
 
     def _note(self, what: str, tokens: Sequence[Any]) -> None:
         known = [self._open.pop(id(token), None) for token in tokens]

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from duly.brokers.embedded.broker import EmbeddedBroker
+from duly.brokers.kafka.broker import KafkaBroker
+from duly.brokers.nats.broker import NatsBroker
 from duly.brokers.rabbitmq.broker import RabbitMQBroker
+from duly.brokers.redis.broker import RedisBroker
 from duly.observe.facts import Fact, LeaseLost, LeaseTaken
 from duly.testing.failpoints import arm, parse
 from duly.testing.journal import Journal
 from tests.crash.shop import Gateway, make_app
-from tests.crash.watched import Watch, WatchedBroker
+from tests.crash.watched import REFUSE_CHANCE, Watch, WatchedBroker
 
 
 def main(config: dict[str, Any]) -> int:
@@ -36,16 +39,25 @@ def main(config: dict[str, Any]) -> int:
 
 
 async def _serve(config: dict[str, Any], watch: Watch, plans: list[Any]) -> None:
-    inner = (
-        EmbeddedBroker(config["broker"], lease_seconds=config["broker_lease"])
-        if config["broker"].startswith("embedded")
-        else RabbitMQBroker(config["broker"])
-    )
+    if config["broker"].startswith("embedded"):
+        inner: Any = EmbeddedBroker(config["broker"], lease_seconds=config["broker_lease"])
+    elif config["broker"].startswith("kafka"):
+        session = max(1, round(config["broker_lease"]))
+        inner = KafkaBroker(f"{config['broker']}?session_timeout={session}")
+    elif config["broker"].startswith("nats"):
+        inner = NatsBroker(config["broker"])
+    elif config["broker"].startswith("redis"):
+        inner = RedisBroker(f"{config['broker']}&lease={max(0.5, config['broker_lease'])}s")
+    else:
+        inner = RabbitMQBroker(config["broker"])
     gateway = Gateway(f"{config['folder']}/gateway.jsonl", config["database"])
     app = make_app(
         config,
         broker=WatchedBroker(
-            inner, watch, window_seconds=0.004, healed=Path(config["folder"]) / "healed"
+            inner,
+            watch,
+            healed=Path(config["folder"]) / "healed",
+            chance=0.0 if config.get("impatient") or config.get("slow") else REFUSE_CHANCE,
         ),
         gateway=gateway,
     )
