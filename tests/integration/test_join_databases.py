@@ -12,12 +12,14 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
+from duly.databases.mysql.database import MysqlDatabase
 from duly.databases.postgres.database import PostgresDatabase
 from duly.databases.sqlite.database import SqliteDatabase
 from duly.databases.sqlite.engine import sqlite_engine
 from duly.errors import ConfigurationError, TransactionConflictError
 from duly.frameworks.dbapi import atomic
 from duly.frameworks.sqlalchemy import JOIN
+from tests.conftest import mariadb
 from tests.unit.frameworks.shop import Base, Order, Shop
 from tests.unit.frameworks.store import Placed, TestApp
 
@@ -44,13 +46,22 @@ class RealShop(Shop):
         """A driver connection of the user's own."""
         if isinstance(self.store, SqliteDatabase):
             return sqlite3.connect(self.store.path)
+        if isinstance(self.store, MysqlDatabase):
+            raw = mariadb(self.engine.url.render_as_string(hide_password=False))
+            raw.autocommit(False)
+            return raw
         return psycopg.connect(self.store.url)
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", "postgres", "mariadb"])
 def shop(request: Any, sqlite_url: str) -> Iterator[RealShop]:
     if request.param == "sqlite":
         made = RealShop(sqlite_engine(sqlite_url), SqliteDatabase(sqlite_url))
+    elif request.param == "mariadb":
+        url = request.getfixturevalue("mariadb_url")
+        made = RealShop(
+            create_engine(url.replace("mysql://", "mysql+pymysql://", 1)), MysqlDatabase(url)
+        )
     else:
         url = request.getfixturevalue("postgres_url")
         engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://", 1))
@@ -74,9 +85,9 @@ def test_session_connection_and_raw(shop: RealShop) -> None:
         shop.app.publish(c, placed(4), key="k")
     raw = shop.raw()
     with atomic(raw) as tx:
-        raw.execute("INSERT INTO orders (id, note) VALUES (5, '')")
+        raw.cursor().execute("INSERT INTO orders (id, note) VALUES (5, '')")
         shop.app.publish(tx, placed(5), key="k")
-    raw.execute("INSERT INTO orders (id, note) VALUES (6, '')")
+    raw.cursor().execute("INSERT INTO orders (id, note) VALUES (6, '')")
     shop.app.publish(raw, placed(6))
     raw.commit()
     raw.close()

@@ -63,7 +63,7 @@ def test_a_server_that_is_not_there_is_named_without_its_password() -> None:
     assert "secret" not in f"{database.value} {broker.value}"
 
 
-@pytest.mark.parametrize("url", ["mysql://localhost/db", "nonsense", "postgresqlx://h/d"])
+@pytest.mark.parametrize("url", ["oracle://localhost/db", "nonsense", "postgresqlx://h/d"])
 def test_other_databases_are_refused(url: str) -> None:
     with pytest.raises(ConfigurationError):
         plain_engine(url)

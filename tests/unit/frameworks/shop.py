@@ -29,7 +29,7 @@ class Base(DeclarativeBase):
 class Order(Base):
     __tablename__ = "orders"
     id: Mapped[int] = mapped_column(primary_key=True)
-    note: Mapped[str] = mapped_column(String, default="")
+    note: Mapped[str] = mapped_column(String(200), default="")
 
 
 class Shop:

@@ -6,9 +6,11 @@ invariant: tables under that prefix which are not marked as the demo's are refus
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from sqlalchemy import Connection, create_engine, inspect, text
 from sqlalchemy.engine import Engine, make_url
@@ -26,15 +28,36 @@ from duly.errors import (
 from duly.outbox.schema import Schema
 from duly.wire.urls import redact
 
-__all__ = ["clean_broker", "clean_database", "plain_engine"]
+__all__ = ["BROKERS", "DATABASES", "clean_broker", "clean_database", "plain_engine", "scheme_of"]
 
+BROKERS = {
+    "amqp": "RabbitMQ",
+    "amqps": "RabbitMQ",
+    "kafka": "Kafka",
+    "kafkas": "Kafka",
+    "nats": "NATS",
+    "redis": "Redis",
+    "rediss": "Redis",
+}
+DATABASES = {
+    "mariadb": "MariaDB",
+    "mysql": "MySQL",
+    "postgres": "PostgreSQL",
+    "postgresql": "PostgreSQL",
+}
 _TIMEOUT_SECONDS = 10
+_MYSQL = ("mysql+pymysql", "mysql", {"init_command": "SET SESSION innodb_lock_wait_timeout = 10"})
+_DRIVERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "MariaDB": _MYSQL,
+    "MySQL": _MYSQL,
+    "PostgreSQL": ("postgresql+psycopg", "postgres", {"options": "-c lock_timeout=10s"}),
+}
 
 
 def plain_engine(url: str) -> Engine:
     """An engine with nothing of duly in it, for looking from outside.
 
-    Raises ConfigurationError for a URL that is neither SQLite's nor PostgreSQL's.
+    Raises ConfigurationError for a URL that is neither SQLite's nor one of ``DATABASES``.
     """
     try:
         target = make_url(url)
@@ -42,15 +65,19 @@ def plain_engine(url: str) -> Engine:
         raise ConfigurationError("--database is not a URL") from None
     if target.get_backend_name() == "sqlite":
         return create_engine(target, connect_args={"timeout": _TIMEOUT_SECONDS})
-    if target.drivername.partition("+")[0] not in ("postgres", "postgresql"):
-        raise ConfigurationError(f"the demo knows SQLite and PostgreSQL, not {target.drivername}")
+    name = DATABASES.get(scheme_of(url))
+    if name is None:
+        raise ConfigurationError(
+            f"the demo knows SQLite, PostgreSQL, MySQL and MariaDB, not {target.drivername}"
+        )
+    driver, extra, limit = _DRIVERS[name]
     try:
         return create_engine(
-            target.set(drivername="postgresql+psycopg"),
-            connect_args={"connect_timeout": _TIMEOUT_SECONDS, "options": "-c lock_timeout=10s"},
+            target.set(drivername=driver),
+            connect_args={"connect_timeout": _TIMEOUT_SECONDS, **limit},
         )
     except ModuleNotFoundError as error:
-        raise MissingExtraError("psycopg", "postgres") from error
+        raise MissingExtraError(driver.partition("+")[2], extra) from error
 
 
 def clean_database(url: str, *, broker: str) -> None:
@@ -93,12 +120,111 @@ def _drop(connection: Connection) -> None:
 
 
 def clean_broker(url: str) -> None:
-    """Delete the demo's queues and exchange from RabbitMQ; the embedded broker is a new file.
+    """Delete what the demo has made on a server; the embedded broker is a new file.
 
     Raises BrokerUnavailableError, MissingExtraError.
     """
-    if not url.startswith("amqp"):
-        return
+    cleaners = {
+        "RabbitMQ": _clean_rabbitmq,
+        "Kafka": _clean_kafka,
+        "NATS": _clean_nats,
+        "Redis": _clean_redis,
+    }
+    clean = cleaners.get(BROKERS.get(scheme_of(url), ""))
+    if clean is not None:
+        clean(url)
+
+
+def scheme_of(url: str) -> str:
+    """The part of a URL that names the kind of server."""
+    return url.partition(":")[0].partition("+")[0].lower()
+
+
+def _clean_kafka(url: str) -> None:
+    try:
+        from confluent_kafka import KafkaError, KafkaException
+        from confluent_kafka.admin import AdminClient
+    except ImportError as error:
+        raise MissingExtraError("confluent_kafka", "kafka") from error
+    prefix = f"{name}." if (name := urlsplit(url).path[1:]) else ""
+    queue = f"_command.{prefix}{QUEUE}"
+    groups = [queue, *(f"{prefix}{group}" for group in (DESTINATIONS, CARRIERS, DELAYS))]
+    absent = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.GROUP_ID_NOT_FOUND)
+    try:
+        client = AdminClient(_plain_kafka(url))
+        client.list_topics(timeout=_TIMEOUT_SECONDS)
+        gone = list(client.delete_topics([f"{prefix}{TOPIC}", queue]).values())
+        gone += client.delete_consumer_groups(groups).values()
+        for future in gone:
+            trouble = future.exception(_TIMEOUT_SECONDS)
+            if trouble is not None and trouble.args[0].code() not in absent:
+                raise trouble
+    except KafkaException as error:
+        raise BrokerUnavailableError(f"{redact(url)}: {error.args[0].name()}") from error
+
+
+def _plain_kafka(url: str) -> dict[str, Any]:
+    """What a plain client is told of the server that a URL names."""
+    target = urlsplit(url)
+    login, _, servers = target.netloc.rpartition("@")
+    user, _, password = map(unquote, login.partition(":"))
+    given = dict(parse_qsl(target.query))
+    protocol = ("SASL_" if user else "") + ("SSL" if target.scheme == "kafkas" else "PLAINTEXT")
+    told = {"bootstrap.servers": servers, "security.protocol": protocol, "log_level": 0}
+    if user:
+        mechanism = given.get("mechanism", "PLAIN")
+        told |= {"sasl.mechanism": mechanism, "sasl.username": user, "sasl.password": password}
+    return told | ({"ssl.ca.location": given["cacertfile"]} if "cacertfile" in given else {})
+
+
+def _clean_nats(url: str) -> None:
+    try:
+        import nats
+        from nats.js.errors import NotFoundError
+    except ImportError as error:
+        raise MissingExtraError("nats", "nats") from error
+    target = urlsplit(url)
+    prefix = target.path[1:] or "duly"
+
+    async def clean() -> None:
+        client = await nats.connect(
+            target._replace(scheme="tls" if "+tls" in target.scheme else "nats", path="").geturl(),
+            connect_timeout=_TIMEOUT_SECONDS,
+            allow_reconnect=False,
+            max_reconnect_attempts=1,
+        )
+        try:
+            for name in (f"{prefix}-command-{QUEUE}", f"{prefix}-event-{TOPIC}"):
+                with suppress(NotFoundError):
+                    await client.jetstream().delete_stream(name.replace(".", "~"))
+        finally:
+            await client.close()
+
+    try:
+        asyncio.run(clean())
+    except (nats.errors.Error, OSError) as error:
+        raise BrokerUnavailableError(f"{redact(url)}: {type(error).__name__}") from error
+
+
+def _clean_redis(url: str) -> None:
+    try:
+        import redis
+    except ImportError as error:
+        raise MissingExtraError("redis", "redis") from error
+    place, _, query = url.partition("?")
+    given = dict(parse_qsl(query))
+    prefix = given.get("prefix", "duly:")
+    own_ca = {"ssl_ca_certs": given["cacertfile"]} if "cacertfile" in given else {}
+    try:
+        with redis.Redis.from_url(place, socket_timeout=_TIMEOUT_SECONDS, **own_ca) as client:
+            streams = (f"{prefix}command:{QUEUE}", f"{prefix}event:{TOPIC}")
+            client.delete(*streams)
+            client.srem(f"{prefix}streams", *streams)
+    except (redis.RedisError, OSError) as error:
+        raise BrokerUnavailableError(f"{redact(url)}: {type(error).__name__}") from error
+
+
+def _clean_rabbitmq(url: str) -> None:
     groups = (DESTINATIONS, CARRIERS, DELAYS)
     with _channel(url) as channel:
         for queue in [QUEUE, *(f"{group}:{TOPIC}" for group in groups)]:

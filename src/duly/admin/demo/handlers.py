@@ -38,23 +38,44 @@ FlightEvent = FlightDeparted | FlightDelayed | FlightCancelled
 # The n-th event of a destination must follow the (n-1)-th: anything else is counted as a break.
 _PROJECT = text("""
     INSERT INTO duly_demo_destinations AS d
-        (dest, flights, delayed, cancelled, delay_minutes, last_sequence, order_breaks)
-    VALUES (:dest, 1, :delayed, :cancelled, :minutes, :sequence,
+        (dest, flights, late, cancelled, delay_minutes, last_sequence, order_breaks)
+    VALUES (:dest, 1, :late, :cancelled, :minutes, :sequence,
         CASE WHEN :sequence = 1 THEN 0 ELSE 1 END)
     ON CONFLICT (dest) DO UPDATE SET
         flights = d.flights + 1,
-        delayed = d.delayed + excluded.delayed,
+        late = d.late + excluded.late,
         cancelled = d.cancelled + excluded.cancelled,
         delay_minutes = d.delay_minutes + excluded.delay_minutes,
         last_sequence = excluded.last_sequence,
         order_breaks = d.order_breaks
             + CASE WHEN excluded.last_sequence = d.last_sequence + 1 THEN 0 ELSE 1 END
 """)
+# The same for MySQL, whose assignments run from left to right: the last sequence comes last.
+_PROJECT_MYSQL = text("""
+    INSERT INTO duly_demo_destinations
+        (dest, flights, late, cancelled, delay_minutes, last_sequence, order_breaks)
+    VALUES (:dest, 1, :late, :cancelled, :minutes, :sequence,
+        CASE WHEN :sequence = 1 THEN 0 ELSE 1 END)
+    ON DUPLICATE KEY UPDATE
+        flights = flights + 1,
+        late = late + VALUES(late),
+        cancelled = cancelled + VALUES(cancelled),
+        delay_minutes = delay_minutes + VALUES(delay_minutes),
+        order_breaks = order_breaks
+            + CASE WHEN VALUES(last_sequence) = last_sequence + 1 THEN 0 ELSE 1 END,
+        last_sequence = VALUES(last_sequence)
+""")
 _COUNT = text("""
     INSERT INTO duly_demo_carrier_days AS c (day, carrier, flights, cancelled)
     VALUES (:day, :carrier, :flights, :cancelled)
     ON CONFLICT (day, carrier) DO UPDATE SET
         flights = c.flights + excluded.flights, cancelled = c.cancelled + excluded.cancelled
+""")
+_COUNT_MYSQL = text("""
+    INSERT INTO duly_demo_carrier_days (day, carrier, flights, cancelled)
+    VALUES (:day, :carrier, :flights, :cancelled)
+    ON DUPLICATE KEY UPDATE
+        flights = flights + VALUES(flights), cancelled = cancelled + VALUES(cancelled)
 """)
 
 
@@ -86,12 +107,12 @@ def project(event: FlightEvent, tx: Tx) -> None:
     minutes = 0 if isinstance(event, FlightCancelled) else event.delay_minutes
     values = {
         "dest": event.dest,
-        "delayed": int(isinstance(event, FlightDelayed)),
+        "late": int(isinstance(event, FlightDelayed)),
         "cancelled": int(isinstance(event, FlightCancelled)),
         "minutes": minutes,
         "sequence": event.sequence,
     }
-    tx.session.execute(_PROJECT, values)
+    tx.session.execute(_PROJECT_MYSQL if _on_mysql(tx) else _PROJECT, values)
 
 
 def count(events: list[FlightEvent], tx: Tx) -> None:
@@ -105,10 +126,14 @@ def count(events: list[FlightEvent], tx: Tx) -> None:
         {"day": day, "carrier": carrier, "flights": n, "cancelled": cancelled[day, carrier]}
         for (day, carrier), n in sorted(flights.items())
     ]
-    tx.session.execute(_COUNT, rows)
+    tx.session.execute(_COUNT_MYSQL if _on_mysql(tx) else _COUNT, rows)
 
 
 def order_notice(event: FlightDelayed, tx: Tx) -> None:
     """Have the passengers told when they wait for two hours or more."""
     if event.delay_minutes >= LONG_DELAY_MINUTES:
         tx.send(NotifyPassengers(flight_id=event.flight_id, delay_minutes=event.delay_minutes))
+
+
+def _on_mysql(tx: Tx) -> bool:
+    return tx.session.get_bind().dialect.name in ("mysql", "mariadb")

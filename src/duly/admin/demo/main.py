@@ -20,7 +20,14 @@ from duly.admin.demo.data import FLIGHTS_LEAST, load
 from duly.admin.demo.driver import Course, Driver
 from duly.admin.demo.folder import BROKER_FILE, DATABASE_FILE, FOLDER, own_folder
 from duly.admin.demo.gateway import GatewayServer
-from duly.admin.demo.ground import clean_broker, clean_database, plain_engine
+from duly.admin.demo.ground import (
+    BROKERS,
+    DATABASES,
+    clean_broker,
+    clean_database,
+    plain_engine,
+    scheme_of,
+)
 from duly.admin.demo.meter import Meter
 from duly.admin.demo.reconcile import Check, Evidence, percentiles, reconcile
 from duly.admin.demo.screen import PlainScreen, Screen, open_screen
@@ -55,8 +62,8 @@ class Options(NamedTuple):
     show_default=True,
     help="How many, from a week of thunderstorms on.",
 )
-@click.option("--database", default="", help="URL of a PostgreSQL; default SQLite.")
-@click.option("--broker", default="", help="URL of a RabbitMQ; default the embedded one.")
+@click.option("--database", default="", help="URL of a database server; default SQLite.")
+@click.option("--broker", default="", help="URL of a broker; default the embedded one.")
 @click.option("--seed", type=int, help="What is left to chance: the same seed chooses the same.")
 @click.option("--json", "as_json", is_flag=True, help="One object at the end.")
 def demo(
@@ -118,16 +125,18 @@ class _Stack(NamedTuple):
     embedded: bool
 
     def __str__(self) -> str:
-        database = "PostgreSQL" if self.seen.startswith("postgres") else "SQLite"
-        return f"{database} + {'RabbitMQ' if self.broker.startswith('amqp') else 'embedded broker'}"
+        database = DATABASES.get(scheme_of(self.seen), "SQLite")
+        return f"{database} + {BROKERS.get(scheme_of(self.broker), 'embedded broker')}"
 
 
 def _stack_of(options: Options) -> _Stack:
     database, broker = options.database, options.broker
-    if database and not database.startswith("postgres"):
-        raise ConfigurationError("--database takes the URL of a PostgreSQL, postgresql://...")
-    if broker and not broker.startswith("amqp"):
-        raise ConfigurationError("--broker takes the URL of a RabbitMQ, amqp://...")
+    if database and scheme_of(database) not in DATABASES:
+        known = ", ".join(f"{scheme}://" for scheme in DATABASES)
+        raise ConfigurationError(f"--database takes the URL of a server: {known}")
+    if broker and scheme_of(broker) not in BROKERS:
+        known = ", ".join(f"{scheme}://" for scheme in BROKERS)
+        raise ConfigurationError(f"--broker takes the URL of a server: {known}")
     return _Stack(
         seen=database or f"sqlite:///{FOLDER}/{DATABASE_FILE}",
         told=database or f"sqlite:///{DATABASE_FILE}",

@@ -109,7 +109,7 @@ class Destination(Tables):
 
     dest: Mapped[str] = mapped_column(String(4), primary_key=True)
     flights: Mapped[int] = mapped_column(Integer)
-    delayed: Mapped[int] = mapped_column(Integer)
+    late: Mapped[int] = mapped_column(Integer)
     cancelled: Mapped[int] = mapped_column(Integer)
     delay_minutes: Mapped[int] = mapped_column(BigInteger)
     last_sequence: Mapped[int] = mapped_column(Integer)

@@ -131,7 +131,7 @@ def _events(connection: Connection, flights: Sequence[Flight]) -> Iterator[Check
 
 def _projections(connection: Connection, flights: Sequence[Flight]) -> Iterator[Check]:
     sql = (
-        "SELECT dest, flights, delayed, cancelled, delay_minutes, last_sequence "
+        "SELECT dest, flights, late, cancelled, delay_minutes, last_sequence "
         "FROM duly_demo_destinations"
     )
     sums = {row[0]: tuple(row[1:]) for row in _rows(connection, sql)}
