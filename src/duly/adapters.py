@@ -43,6 +43,18 @@ def _postgres(url: str, settings: Settings, engines: dict[str, Any], *, clock: C
     )
 
 
+def _mysql(url: str, settings: Settings, engines: dict[str, Any], *, clock: Clock) -> Database:
+    from duly.databases.mysql.database import MysqlDatabase
+
+    return MysqlDatabase(
+        url,
+        prefix=settings.table_prefix,
+        lock_timeout_seconds=settings.lock_timeout,
+        idle_timeout_seconds=settings.handler_timeout,
+        **engines,
+    )
+
+
 def _embedded(url: str, settings: Settings) -> Broker:
     from duly.brokers.embedded.broker import EmbeddedBroker
 
@@ -55,7 +67,35 @@ def _rabbitmq(url: str, settings: Settings) -> Broker:
     return RabbitMQBroker(url)
 
 
+def _nats(url: str, settings: Settings) -> Broker:
+    from duly.brokers.nats.broker import NatsBroker
+
+    return NatsBroker(url)
+
+
+def _redis(url: str, settings: Settings) -> Broker:
+    from duly.brokers.redis import RedisBroker, RedisPubSubBroker
+
+    if "+pubsub" in url.partition(":")[0].lower():
+        return RedisPubSubBroker(url, allow_unsafe=settings.allow_unsafe)
+    return RedisBroker(url)
+
+
+def _activemq(url: str, settings: Settings) -> Broker:
+    from duly.brokers.activemq.broker import ActiveMQBroker
+
+    return ActiveMQBroker(url)
+
+
+def _kafka(url: str, settings: Settings) -> Broker:
+    from duly.brokers.kafka.broker import KafkaBroker
+
+    return KafkaBroker(url)
+
+
 DATABASES: dict[str, Callable[..., Database]] = {
+    "mariadb": _mysql,
+    "mysql": _mysql,
     "sqlite": _sqlite,
     "postgres": _postgres,
     "postgresql": _postgres,
@@ -64,6 +104,12 @@ BROKERS: dict[str, Callable[[str, Settings], Broker]] = {
     "embedded": _embedded,
     "amqp": _rabbitmq,
     "amqps": _rabbitmq,
+    "kafka": _kafka,
+    "kafkas": _kafka,
+    "redis": _redis,
+    "rediss": _redis,
+    "nats": _nats,
+    "stomp": _activemq,
 }
 
 

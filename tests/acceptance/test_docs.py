@@ -25,10 +25,11 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -36,12 +37,16 @@ import duly
 from duly import config
 from duly.admin.cli.main import cli
 from tests.acceptance import reference_pages
+from tests.conftest import server_url
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 NOT_RUN_MAX = 8
 BLOCK_SECONDS = 90
 POSTGRES_EXAMPLE = "postgresql://shop:secret@localhost/shop"
+REDIS_EXAMPLE = "redis://shop:secret@localhost/0"
+KAFKA_EXAMPLE = "kafka://localhost/shop"
+NATS_EXAMPLE = "nats://localhost/shop"
 RABBITMQ_EXAMPLE = "amqp://shop:secret@localhost/shop"
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -115,7 +120,13 @@ async def lag(app):
     broker = app.make_broker()
     await broker.start()
     try:
-        return sum(g.lag or 0 for topic in await broker.topics() for g in topic.groups)
+        ours = app.handlers.groups  # a page may have readers of its own beside the App
+        return sum(
+            group.lag
+            for topic in await broker.topics()
+            for group in topic.groups
+            if topic.kind == "command" or group.group in ours
+        )
     finally:
         await broker.close()
 
@@ -280,12 +291,30 @@ def shell(
         replaced[POSTGRES_EXAMPLE] = request.getfixturevalue("postgres_url")
     if RABBITMQ_EXAMPLE in text:
         replaced[RABBITMQ_EXAMPLE] = request.getfixturevalue("rabbitmq_url")
+    if KAFKA_EXAMPLE in text:
+        replaced[KAFKA_EXAMPLE] = request.getfixturevalue("kafka_url")
+    if NATS_EXAMPLE in text:
+        replaced[NATS_EXAMPLE] = request.getfixturevalue("nats_url")
+    if REDIS_EXAMPLE in text:
+        replaced[REDIS_EXAMPLE] = request.getfixturevalue("redis_database")
     folder = tmp_path / "stranger"
     if before := folders(page):
         shutil.copytree(before, folder)
     else:
         folder.mkdir()
     return Shell(folder, replaced)
+
+
+@pytest.fixture
+def redis_database() -> Iterator[str]:
+    """A database of Redis that no other test uses, empty before and after."""
+    import redis
+
+    url = urlsplit(server_url("DULY_TEST_REDIS"))._replace(path="/9").geturl()
+    with redis.Redis.from_url(url, socket_timeout=10) as client:
+        client.flushdb()
+        yield url
+        client.flushdb()
 
 
 RUNNABLE = [page for page in pages() if any(not b.reason for b in blocks(page))]

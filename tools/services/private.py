@@ -5,16 +5,37 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from tools.services import docker, folders, install, postgres, rabbitmq
+from tools.services import (
+    activemq,
+    docker,
+    folders,
+    install,
+    kafka,
+    mariadb,
+    nats,
+    postgres,
+    rabbitmq,
+    redis,
+)
+from tools.services.activemq import ActiveMQ
 from tools.services.catalogue import Server
+from tools.services.kafka import Kafka
+from tools.services.mariadb import MariaDB
+from tools.services.nats import NATS
 from tools.services.postgres import Postgres
 from tools.services.rabbitmq import RabbitMQ
+from tools.services.redis import Redis
 
 __all__ = [
     "PrivateServer",
     "ServerMissingError",
+    "start_private_activemq",
+    "start_private_kafka",
+    "start_private_mariadb",
+    "start_private_nats",
     "start_private_postgres",
     "start_private_rabbitmq",
+    "start_private_redis",
 ]
 
 
@@ -81,6 +102,52 @@ def start_private_rabbitmq() -> PrivateServer:
     if programs is None:
         return PrivateServer(_container("rabbitmq"))
     return PrivateServer(RabbitMQ.create(folders.private_home("rabbitmq"), programs))
+
+
+def start_private_activemq(more: str = "") -> PrivateServer:
+    """Start an ActiveMQ of the caller's own. more: further elements of ``core`` in broker.xml.
+    Raises ServerMissingError, ServerFailedError.
+    """
+    programs = activemq.find()
+    if programs is None:
+        raise ServerMissingError("activemq is not on this machine; run: make services")
+    return PrivateServer(ActiveMQ.create(folders.private_home("activemq"), programs, more=more))
+
+
+def start_private_kafka() -> PrivateServer:
+    """Start a Kafka of the caller's own. Raises ServerMissingError, ServerFailedError."""
+    programs = kafka.find()
+    if programs is None:
+        raise ServerMissingError("kafka is not on this machine; run: make services")
+    return PrivateServer(Kafka.create(folders.private_home("kafka"), programs))
+
+
+def start_private_mariadb() -> PrivateServer:
+    """Start a MariaDB of the caller's own. Raises ServerMissingError, ServerFailedError."""
+    programs = mariadb.find()
+    if programs is None:
+        return PrivateServer(_container("mariadb"))
+    return PrivateServer(MariaDB.create(folders.private_home("mariadb"), programs))
+
+
+def start_private_nats(more: str = "") -> PrivateServer:
+    """Start a NATS of the caller's own. more: further settings in its own syntax. Raises
+    ServerMissingError, ServerFailedError.
+    """
+    programs = nats.find()
+    if programs is None:
+        raise ServerMissingError("nats is not on this machine; run: make services")
+    return PrivateServer(NATS.create(folders.private_home("nats"), programs, more=more))
+
+
+def start_private_redis(more: str = "") -> PrivateServer:
+    """Start a Redis of the caller's own. more: further lines of its settings, which win. Raises
+    ServerMissingError, ServerFailedError.
+    """
+    programs = redis.find()
+    if programs is None:
+        raise ServerMissingError("redis is not on this machine; run: make services")
+    return PrivateServer(Redis.create(folders.private_home("redis"), programs, more=more))
 
 
 def _container(name: str) -> Server:

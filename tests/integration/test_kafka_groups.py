@@ -1,0 +1,139 @@
+"""Kafka's groups: rebalances, slow handlers, shortened logs. Nothing undone is ever committed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from duly.brokers.kafka import KafkaBroker, consumer
+from duly.brokers.kafka.control import Control
+from duly.brokers.kafka.settings import parse
+from duly.ports import Delivery, SubscriptionSpec
+from duly.testing.broker_target import Receiver, event, join, message, quiet, send
+
+
+@pytest.fixture
+async def pair(kafka_url: str) -> AsyncIterator[tuple[KafkaBroker, KafkaBroker]]:
+    brokers = KafkaBroker(kafka_url), KafkaBroker(kafka_url)
+    for broker in brokers:
+        await broker.start()
+    yield brokers
+    for broker in brokers:
+        await broker.close()
+
+
+async def committed(url: str, group: str) -> dict[tuple[str, int], int]:
+    settings = parse(url)
+    return await asyncio.to_thread(lambda: Control(settings).committed(settings.prefix + group))
+
+
+def place(delivery: Delivery) -> tuple[str, int]:
+    topic, _, partition = delivery.source.rpartition("/")
+    return topic, int(partition)
+
+
+async def test_a_rebalance_while_handling_commits_nothing_that_is_not_done(
+    kafka_url: str, pair: tuple[KafkaBroker, KafkaBroker]
+) -> None:
+    one, two = pair
+    topic = event()
+    first = await join(one, "readers", topic, acking=False)
+    await send(one, [message(topic, n, key=f"k{n}") for n in range(80)])
+    await first.receive(80)
+    done = [d for d in first.deliveries if int(d.position) % 3]
+    undone = [d for d in first.deliveries if not int(d.position) % 3]
+    await first.subscription.ack([d.token for d in done])
+    second = await join(two, "readers", topic, acking=False)
+    await second.until(lambda: bool(second.ids), 30.0, "what had moved")
+    moved = {place(d) for d in second.deliveries}
+    assert moved < {place(d) for d in first.deliveries}, "it moved partition by partition"
+    await first.subscription.ack([d.token for d in first.deliveries])  # too late for what moved
+    await first.close()
+    wanted = {d.message.id for d in undone if place(d) in moved}
+    await second.until(lambda: wanted <= set(second.ids), 30.0, "what was not done")
+    await second.close()
+    offsets = await committed(kafka_url, "readers")
+    for where in moved:
+        assert offsets[where] <= min(int(d.position) for d in undone if place(d) == where)
+
+
+async def test_a_slow_handler_keeps_its_partitions(
+    kafka_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = consumer._configuration
+
+    def hasty(*given: Any) -> dict[str, Any]:
+        return usual(*given) | {"max.poll.interval.ms": 1500}
+
+    monkeypatch.setattr(consumer, "_configuration", hasty)
+    broker = KafkaBroker(f"{kafka_url}?partitions=1&session_timeout=1")
+    await broker.start()
+    topic = event()
+    spec = SubscriptionSpec("readers", (topic,), prefetch=5)
+    receiver = Receiver(await broker.subscribe(spec), acking=False)
+    await send(broker, [message(topic, n) for n in range(8)])
+    await receiver.receive(5)
+    await asyncio.sleep(3.0)  # twice as long as the group lets a member be silent
+    await quiet(receiver, 5)
+    await receiver.ack_all()
+    await receiver.receive(8)
+    await receiver.ack_all()
+    assert [d.position for d in receiver.deliveries] == [str(n) for n in range(8)]
+    await broker.close()
+    assert list((await committed(kafka_url, "readers")).values()) == [8]
+
+
+async def test_a_log_that_was_shortened_is_said_and_read_on(
+    kafka_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = KafkaBroker(f"{kafka_url}?partitions=1")
+    await broker.start()
+    topic = event()
+    spec = SubscriptionSpec("readers", (topic,))
+    await broker.declare([topic], [spec])
+    sent = [message(topic, n) for n in range(10)]
+    await send(broker, sent)
+    parts = urlsplit(kafka_url)
+    client = AdminClient({"bootstrap.servers": parts.netloc})
+    gone = [TopicPartition(f"{parts.path[1:]}.{topic.name}", 0, 6)]
+    for future in client.delete_records(gone).values():
+        await asyncio.to_thread(future.result, 20)
+    with caplog.at_level(logging.ERROR):
+        receiver = Receiver(await broker.subscribe(spec))
+        await receiver.receive(4)
+    assert receiver.ids == [m.id for m in sent[6:]]
+    assert [r.code for r in caplog.records if hasattr(r, "code")] == ["GROUP_HISTORY_LOST"]
+    await broker.close()
+
+
+async def test_what_is_given_back_comes_again_in_order(kafka_url: str) -> None:
+    broker = KafkaBroker(f"{kafka_url}?partitions=1")
+    await broker.start()
+    topic = event()
+    receiver = await join(broker, "readers", topic, acking=False, ordered=True, prefetch=30)
+    sent = [message(topic, n) for n in range(60)]
+    await send(broker, sent)
+    await receiver.receive(30)
+    began = time.monotonic()
+    await receiver.subscription.ack([d.token for d in receiver.deliveries[:10]])
+    await receiver.subscription.release([d.token for d in receiver.deliveries[10:30]])
+    await receiver.until(lambda: len(receiver.ids) >= 50)
+    assert time.monotonic() - began > 0.5, "others had a moment to take it"
+    again = receiver.deliveries[30:]
+    order = [int(d.message.payload) for d in again if int(d.message.payload) >= 10]
+    assert order[-20:] == sorted(order[-20:])
+    while len(set(receiver.ids)) < 60:
+        had = len(receiver.ids)
+        await receiver.ack_all()
+        await receiver.until(lambda had=had: len(receiver.ids) > had)  # type: ignore[misc]
+    await receiver.ack_all()
+    await broker.close()
+    assert list((await committed(kafka_url, "readers")).values()) == [60]

@@ -1,0 +1,21 @@
+"""What is written for an ActiveMQ before it runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from tools.services.activemq import ActiveMQ
+
+
+def test_every_acceptor_is_on_this_machine_and_rights_differ(tmp_path: Path) -> None:
+    server = ActiveMQ.create(tmp_path, Path("/usr/bin/java"))
+    root = ET.parse(tmp_path / "etc" / "broker.xml").getroot()  # written just now
+    acceptors = [e.text or "" for e in root.iter() if e.tag.endswith("acceptor")]
+    ports = [re.match(r"tcp://127\.0\.0\.1:(\d+)\?protocols=STOMP;", text) for text in acceptors]
+    assert [int(found[1]) for found in ports if found] == [server.port, server.tls]
+    users = (tmp_path / "users.properties").read_text().split()
+    assert sorted(line.partition("=")[0] for line in users) == ["duly", "reader", "writer"]
+    assert "PRIVATE KEY" in (tmp_path / "tls.pem").read_text()
+    assert not server.alive()
