@@ -50,10 +50,11 @@ class Token(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """A record as it came: it is decoded by who reads it."""
+    """A record as it came: it is decoded by who reads it. again: it may have come before."""
 
     token: Token
     record: Any
+    again: bool
 
 
 class Reader:
@@ -198,8 +199,10 @@ class Reader:
                     self._trouble(consumer, error, record)
                     continue
                 progress = self._progress.get((record.topic(), record.partition()))
-                if progress is not None and progress.admit(record.offset()):
-                    self.arrived.append(Raw(Token(progress, record.offset()), record))
+                offset = record.offset()
+                if progress is not None and progress.admit(offset):
+                    again = progress.doubtful(offset)
+                    self.arrived.append(Raw(Token(progress, offset), record, again))
                     came = True
         if came:
             self._notify()

@@ -15,11 +15,25 @@ from duly.kernel.watermark import Watermark
 
 __all__ = ["Progress"]
 
+# How many records after the assignment may have been with somebody else. One that ends its process
+# is the lowest undone one sooner or later, however many were under way beside it.
+DOUBTFUL = 100
+
 
 class Progress:
     """One partition, from the moment it is assigned to the moment it is taken away (``live``)."""
 
-    __slots__ = ("_next", "_out", "_released", "_told", "_watermark", "halted", "live", "place")
+    __slots__ = (
+        "_doubtful_to",
+        "_next",
+        "_out",
+        "_released",
+        "_told",
+        "_watermark",
+        "halted",
+        "live",
+        "place",
+    )
 
     def __init__(self, topic: str, partition: int) -> None:
         self.place = (topic, partition)
@@ -28,6 +42,7 @@ class Progress:
         self._watermark: Watermark | None = None
         self._next = 0
         self._told = 0
+        self._doubtful_to = 0
         self._out: set[int] = set()
         self._released: set[int] = set()
 
@@ -36,17 +51,23 @@ class Progress:
         """How many records the application has, or is about to get."""
         return len(self._out)
 
+    def doubtful(self, offset: int) -> bool:
+        """Whether an admitted record may have been with somebody before: Kafka does not tell."""
+        return offset < self._doubtful_to
+
     def admit(self, offset: int) -> bool:
         """A record was read: whether it goes to the application."""
         if not self.live or self.halted:
             return False
         if offset in self._released:
             self._released.discard(offset)
+            self._doubtful_to = max(self._doubtful_to, offset + 1)
         elif offset < self._next:
             return False
         else:
             if self._watermark is None:
                 self._watermark = Watermark(offset - 1)
+                self._doubtful_to = offset + DOUBTFUL
             self._watermark.enter(offset)
             self._next = offset + 1
         self._out.add(offset)

@@ -67,7 +67,8 @@ class KafkaSubscription:
         record = raw.record
         topic = self._names[record.topic()]
         source = f"{record.topic()}/{record.partition()}"
-        return Delivery(from_record(record, topic=topic), raw.token, source, str(record.offset()))
+        message = from_record(record, topic=topic)
+        return Delivery(message, raw.token, source, str(record.offset()), raw.again)
 
     async def ack(self, tokens: Sequence[Any]) -> None:
         """These are done. Late acks of a partition that has moved are dropped."""

@@ -79,6 +79,16 @@ def test_a_partition_that_has_moved_takes_nothing() -> None:
     assert not progress.release([2])
 
 
+def test_what_another_may_have_had_is_doubtful() -> None:
+    progress = Progress("orders", 0)
+    assert all(progress.admit(offset) for offset in range(7, 207))
+    assert [offset for offset in range(7, 207) if progress.doubtful(offset)] == [*range(7, 107)]
+    progress.release([150])
+    assert progress.rewind() == 150
+    assert progress.admit(150)
+    assert progress.doubtful(150)
+
+
 @given(st.lists(st.tuples(st.sampled_from("asrw"), st.integers(0, 30)), max_size=80))
 def test_nothing_undone_is_ever_below_the_commit(steps: list[tuple[str, int]]) -> None:
     progress = Progress("orders", 0)
