@@ -39,9 +39,9 @@ SUITES = (
     Suite("tidy", 120),
     Suite("unit", 300),
     Suite("property", 120),
-    Suite("conformance", 300),
-    Suite("integration", 540),
+    Suite("integration", 660),
     Suite("acceptance", 660, lane=1),
+    Suite("conformance", 420, lane=1),
 )
 
 
