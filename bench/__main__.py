@@ -27,8 +27,11 @@ from tools.services import load_environment
 BUDGET_SECONDS = 25 * 60
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Measure what was asked for; 0 when every row was produced."""
+    if arguments:
+        print(__doc__)
+        return 0 if arguments in (["-h"], ["--help"]) else 2
     load_environment()
     only, aims = os.environ.get("ONLY", ""), read_aims()
     asked = int(os.environ.get("REPEATS") or 0)
@@ -80,4 +83,4 @@ def _measured(measuring: Callable[..., Measured], name: str, aim: Aim) -> dict[s
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
