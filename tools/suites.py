@@ -74,6 +74,8 @@ def run(suite: Suite, tests: Path, *, live: bool = True) -> Result:
         "-m",
         "pytest",
         "-q",
+        "--durations=10",
+        "--durations-min=5",
         f"--junitxml={report}",
         str(tests / suite.name),
     ]
