@@ -66,7 +66,7 @@ def test_the_last_line_counts_and_the_exit_code_agrees(
     assert capsys.readouterr().out.splitlines()[-1] == "1 passed, 0 failed, 0 skipped"
 
 
-def test_two_lanes_run_side_by_side_and_print_what_they_found(
+def test_lanes_run_side_by_side_and_print_what_they_found(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     meets = "import pathlib, time\ndef test_e():\n    here = pathlib.Path({one!r})\n"
