@@ -45,6 +45,7 @@ NOT_RUN_MAX = 8
 BLOCK_SECONDS = 90
 POSTGRES_EXAMPLE = "postgresql://shop:secret@localhost/shop"
 REDIS_EXAMPLE = "redis://shop:secret@localhost/0"
+ACTIVEMQ_EXAMPLE = "stomp://shop:secret@localhost/shop"
 KAFKA_EXAMPLE = "kafka://localhost/shop"
 NATS_EXAMPLE = "nats://localhost/shop"
 RABBITMQ_EXAMPLE = "amqp://shop:secret@localhost/shop"
@@ -291,6 +292,8 @@ def shell(
         replaced[POSTGRES_EXAMPLE] = request.getfixturevalue("postgres_url")
     if RABBITMQ_EXAMPLE in text:
         replaced[RABBITMQ_EXAMPLE] = request.getfixturevalue("rabbitmq_url")
+    if ACTIVEMQ_EXAMPLE in text:
+        replaced[ACTIVEMQ_EXAMPLE] = request.getfixturevalue("activemq_url")
     if KAFKA_EXAMPLE in text:
         replaced[KAFKA_EXAMPLE] = request.getfixturevalue("kafka_url")
     if NATS_EXAMPLE in text:

@@ -189,7 +189,7 @@ def preload() -> None:
     for name in (*ROLES.values(), "sqlalchemy.orm", "sqlite3", "psycopg", "psycopg.types", "pika",
                  "pymysql",
                  "duly.brokers.embedded.broker", "duly.brokers.rabbitmq.broker",
-                 "duly.brokers.kafka.broker", "confluent_kafka",
+                 "duly.brokers.kafka.broker", "confluent_kafka", "duly.brokers.activemq.broker",
                  "duly.brokers.nats.broker", "nats", "duly.brokers.redis.broker", "redis",
                  "duly.databases.sqlite.database", "duly.databases.postgres.database",
                  "duly.databases.mysql.database"):  # fmt: skip

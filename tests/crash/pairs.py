@@ -15,6 +15,7 @@ from tests.crash.nursery import ROOT
 from tests.crash.report import Result
 from tests.crash.stage import (
     Stage,
+    activemq_stage,
     kafka_stage,
     mariadb_stage,
     nats_stage,
@@ -33,6 +34,7 @@ FURTHER_PAIRS = (
     "postgres kafka",
     "postgres nats",
     "postgres redis",
+    "postgres activemq",
 )  # each with a part of the kills
 
 
@@ -65,6 +67,8 @@ def make_stage(pair: str, folder: Path) -> Stage:
         return kafka_stage(path, postgres=_server("POSTGRES"), kafka=_server("KAFKA"))
     if pair == "postgres nats":
         return nats_stage(path, postgres=_server("POSTGRES"), nats=_server("NATS"))
+    if pair == "postgres activemq":
+        return activemq_stage(path, postgres=_server("POSTGRES"), activemq=_server("ACTIVEMQ"))
     if pair == "postgres redis":
         return redis_stage(path, postgres=_server("POSTGRES"), redis=_server("REDIS"))
     postgres, rabbitmq = os.environ.get("DULY_TEST_POSTGRES"), os.environ.get("DULY_TEST_RABBITMQ")

@@ -175,6 +175,10 @@ class Stage:
                 admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         if self.vhost:
             ask_rabbitmq(self.api, "DELETE", f"/api/vhosts/{self.vhost}")
+        if self.broker.startswith("stomp"):
+            from duly.brokers.activemq.control import delete_topics as delete_from_activemq
+
+            delete_from_activemq(self.broker)
         if self.broker.startswith("kafka"):
             delete_topics(self.broker)
         if self.broker.startswith("nats"):
@@ -244,6 +248,17 @@ def _with_rabbitmq(
         api=api,
         vhost=name,
     )
+    stage.prepare()
+    return stage
+
+
+def activemq_stage(folder: Path, *, postgres: str, activemq: str) -> Stage:
+    """A stage on PostgreSQL and ActiveMQ, with addresses of its own prefix."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = new_database(postgres)
+    database = urlsplit(postgres)._replace(path=f"/{name}").geturl()
+    broker = urlsplit(activemq)._replace(path=f"/{name}").geturl()
+    stage = Stage(folder.resolve(), "postgres", database, broker, admin=postgres)
     stage.prepare()
     return stage
 

@@ -13,6 +13,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from duly.brokers.activemq.broker import ActiveMQBroker
 from duly.brokers.embedded.broker import EmbeddedBroker
 from duly.brokers.kafka.broker import KafkaBroker
 from duly.brokers.nats.broker import NatsBroker
@@ -41,6 +42,8 @@ def main(config: dict[str, Any]) -> int:
 async def _serve(config: dict[str, Any], watch: Watch, plans: list[Any]) -> None:
     if config["broker"].startswith("embedded"):
         inner: Any = EmbeddedBroker(config["broker"], lease_seconds=config["broker_lease"])
+    elif config["broker"].startswith("stomp"):
+        inner = ActiveMQBroker(config["broker"])
     elif config["broker"].startswith("kafka"):
         session = max(1, round(config["broker_lease"]))
         inner = KafkaBroker(f"{config['broker']}?session_timeout={session}")

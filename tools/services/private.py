@@ -104,14 +104,14 @@ def start_private_rabbitmq() -> PrivateServer:
     return PrivateServer(RabbitMQ.create(folders.private_home("rabbitmq"), programs))
 
 
-def start_private_activemq(more: str = "") -> PrivateServer:
-    """Start an ActiveMQ of the caller's own. more: further elements of ``core`` in broker.xml.
-    Raises ServerMissingError, ServerFailedError.
+def start_private_activemq(*, synced: bool = True) -> PrivateServer:
+    """Start an ActiveMQ of the caller's own. synced: whether it waits for its disk. Raises
+    ServerMissingError, ServerFailedError.
     """
     programs = activemq.find()
     if programs is None:
         raise ServerMissingError("activemq is not on this machine; run: make services")
-    return PrivateServer(ActiveMQ.create(folders.private_home("activemq"), programs, more=more))
+    return PrivateServer(ActiveMQ.create(folders.private_home("activemq"), programs, synced=synced))
 
 
 def start_private_kafka() -> PrivateServer:

@@ -26,6 +26,7 @@ from duly.errors import (
     MissingExtraError,
 )
 from duly.outbox.schema import Schema
+from duly.ports import TopicSpec
 from duly.wire.urls import redact
 
 __all__ = ["BROKERS", "DATABASES", "clean_broker", "clean_database", "plain_engine", "scheme_of"]
@@ -38,6 +39,7 @@ BROKERS = {
     "nats": "NATS",
     "redis": "Redis",
     "rediss": "Redis",
+    "stomp": "ActiveMQ",
 }
 DATABASES = {
     "mariadb": "MariaDB",
@@ -125,6 +127,7 @@ def clean_broker(url: str) -> None:
     Raises BrokerUnavailableError, MissingExtraError.
     """
     cleaners = {
+        "ActiveMQ": _clean_activemq,
         "RabbitMQ": _clean_rabbitmq,
         "Kafka": _clean_kafka,
         "NATS": _clean_nats,
@@ -138,6 +141,12 @@ def clean_broker(url: str) -> None:
 def scheme_of(url: str) -> str:
     """The part of a URL that names the kind of server."""
     return url.partition(":")[0].partition("+")[0].lower()
+
+
+def _clean_activemq(url: str) -> None:
+    from duly.brokers.activemq.control import delete_topics
+
+    delete_topics(url, [TopicSpec(QUEUE, "command"), TopicSpec(TOPIC, "event")])
 
 
 def _clean_kafka(url: str) -> None:

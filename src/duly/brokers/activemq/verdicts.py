@@ -1,0 +1,74 @@
+"""What ``check`` says of an ActiveMQ server: what survives a crash, and what can be lost or read.
+
+Owns the verdicts. A receipt means that the server has written the message to its journal; whether
+it has also waited for the disk, and whether there is a journal at all, are settings that its
+management tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from duly.brokers.activemq.settings import Settings
+from duly.ports import Finding, Severity
+
+__all__ = ["judge"]
+
+
+def judge(
+    settings: Settings, broker: Mapping[str, Any], address: Mapping[str, Any]
+) -> list[Finding]:
+    """The findings. broker: attributes of the server. address: what holds for our addresses."""
+    version = str(broker.get("version", "?"))
+    server = f"ActiveMQ Artemis {version}"
+    found = [
+        _tls(settings),
+        Finding("ACTIVEMQ_SERVER", Severity.GREEN, server, "", {"version": version}),
+        _durability(broker),
+    ]
+    return [*found, *_addresses(settings, address)]
+
+
+def _tls(settings: Settings) -> Finding:
+    code = "ACTIVEMQ_TLS"
+    if settings.tls and settings.verified:
+        return Finding(code, Severity.GREEN, "TLS, the server's certificate is verified")
+    if settings.tls:
+        fix = "Remove verify=verify_none from the URL; name the CA with cacertfile=."
+        return Finding(code, Severity.RED, "TLS without verification: anybody can pose as it", fix)
+    if settings.local:
+        return Finding(code, Severity.GREEN, "no TLS, the server is on this machine")
+    fix = "Use stomp+tls://."
+    return Finding(code, Severity.WEAK, "no TLS: login and messages can be read on the way", fix)
+
+
+def _durability(broker: Mapping[str, Any]) -> Finding:
+    """Whether a confirmed message survives a loss of power."""
+    code = "ACTIVEMQ_DURABILITY"
+    names = ("persistenceEnabled", "journalSyncTransactional", "journalSyncNonTransactional")
+    facts = {name: str(broker.get(name)).lower() for name in names}
+    if broker.get("persistenceEnabled") is not True:
+        fix = "Set persistence-enabled to true in broker.xml."
+        text = "nothing is written to disk: a restart of the server loses every message"
+        return Finding(code, Severity.RED, text, fix, facts)
+    off = [name for name in names[1:] if broker.get(name) is not True]
+    if off:
+        fix = "Set journal-sync-transactional and journal-sync-non-transactional to true."
+        text = f"a receipt does not wait for the disk ({', '.join(off)} off): a loss of power loses"
+        return Finding(code, Severity.WEAK, text, fix, facts)
+    text = "each receipt waits until the journal is on the disk"
+    return Finding(code, Severity.GREEN, text, "", facts)
+
+
+def _addresses(settings: Settings, address: Mapping[str, Any]) -> Iterator[Finding]:
+    """What somebody has set on our addresses by which messages vanish."""
+    match = f"{settings.prefix}.#"
+    if address.get("addressFullMessagePolicy") == "DROP":
+        text = f"addresses {match} drop messages when they are full, and still send the receipt"
+        fix = "Set address-full-policy to PAGE, BLOCK or FAIL."
+        yield Finding("ACTIVEMQ_DROPS", Severity.RED, text, fix)
+    for name in ("expiryDelay", "maxExpiryDelay"):
+        if int(address.get(name, -1)) >= 0:
+            text = f"addresses {match} forget messages that nobody has read yet ({name})"
+            yield Finding("ACTIVEMQ_EXPIRES", Severity.RED, text, f"Remove {name} for {match}.")
