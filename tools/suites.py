@@ -1,6 +1,6 @@
 """Runs the test suites, each in a process of its own and within its time budget.
 
-There are three lanes, run side by side: most tests wait, for leases and for servers, and seldom work.
+There are three lanes, side by side: most tests wait, for leases and for servers, and seldom work.
 Invariant: nothing passes by not running.  A suite that exists but collects no test fails, and so
 does one that runs past its budget or ends without a report.  The last line counts what ran: ``N
 passed, N failed, N skipped``.
