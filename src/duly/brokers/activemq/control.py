@@ -19,6 +19,7 @@ from duly.ports import TopicSpec
 __all__ = ["delete_topics"]
 
 SECONDS = 30.0
+AGAIN_SECONDS = 0.5
 
 
 def delete_topics(url: str, topics: Sequence[TopicSpec] | None = None) -> None:
@@ -28,9 +29,18 @@ def delete_topics(url: str, topics: Sequence[TopicSpec] | None = None) -> None:
     ConfigurationError. Idempotent.
     """
     try:
-        asyncio.run(asyncio.wait_for(_delete(url, topics), SECONDS))
+        asyncio.run(asyncio.wait_for(_until_done(url, topics), SECONDS))
     except TimeoutError:
         raise BrokerUnavailableError(f"{parse(url).shown}: no answer") from None
+
+
+async def _until_done(url: str, topics: Sequence[TopicSpec] | None) -> None:
+    """An answer may be lost with the address that it was asked over, so it is asked for again."""
+    while True:
+        try:
+            return await _delete(url, topics)
+        except BrokerUnavailableError:
+            await asyncio.sleep(AGAIN_SECONDS)
 
 
 async def _delete(url: str, topics: Sequence[TopicSpec] | None) -> None:
