@@ -1,18 +1,21 @@
 """URL scheme -> adapter: the one table of what duly can talk to.
 
 An adapter is imported when its URL is first used, so a program loads only the drivers it needs.
-With ``app`` the only place that names concrete adapters.
+With ``app`` the only place that names concrete adapters.  A scheme that is not in the table is
+looked for among the entry points of installed packages, in the groups ``duly.brokers`` and
+``duly.databases``; none of them can take a scheme of ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from duly.config import Settings
 from duly.errors import ConfigurationError
-from duly.ports import Broker, Clock, Database
+from duly.ports import Broker, Clock, Database, MakesEngine
 from duly.runtime.clock import SystemClock
 
 __all__ = ["BROKERS", "DATABASES", "make_broker", "make_database"]
@@ -114,7 +117,8 @@ BROKERS: dict[str, Callable[[str, Settings], Broker]] = {
 
 
 def make_database(settings: Settings, given: Any = None, *, clock: Clock | None = None) -> Database:
-    """The database of the settings, or of an Engine or AsyncEngine of the user's.
+    """The database of the settings, of a URL, of an Engine or AsyncEngine of the user's, of a
+    framework (``MakesEngine``), or the object itself when it is one.
 
     clock: of a database without a server; the system's by default. Raises ConfigurationError for an
     unknown scheme, MissingExtraError for a driver that is not installed.
@@ -122,6 +126,10 @@ def make_database(settings: Settings, given: Any = None, *, clock: Clock | None 
     engines = {}
     if given is None or isinstance(given, str):
         url = settings.database if given is None else given
+    elif hasattr(given, "map_error"):
+        return given  # type: ignore[no-any-return]
+    elif isinstance(given, MakesEngine):
+        url, engines = given.url, {"engine": given.make_engine()}
     else:
         sync = getattr(given, "sync_engine", None)
         engines = {"async_engine": given} if sync is not None else {"engine": given}
@@ -145,10 +153,20 @@ def make_broker(settings: Settings, given: Any = None) -> Broker:
 
 def _pick(table: dict[str, Any], url: str, what: str) -> Any:
     scheme = url.partition(":")[0].partition("+")[0].lower()
-    if scheme not in table:
-        near = get_close_matches(scheme, table, n=1)
-        hint = f"; did you mean {near[0]}://?" if near else ""
-        raise ConfigurationError(
-            f"no {what} is known for {scheme!r}://; there are {', '.join(sorted(table))}{hint}"
-        )
-    return table[scheme]
+    if scheme in table:
+        return table[scheme]
+    others = {one.name: one for one in entry_points(group=f"duly.{what}s")}
+    if scheme in others:
+        return _loaded(others[scheme])
+    near = get_close_matches(scheme, [*table, *others], n=1)
+    hint = f"; did you mean {near[0]}://?" if near else ""
+    known = ", ".join(sorted({*table, *others}))
+    raise ConfigurationError(f"no {what} is known for {scheme!r}://; there are {known}{hint}")
+
+
+def _loaded(entry: EntryPoint) -> Any:
+    try:
+        return entry.load()
+    except Exception as error:
+        text = f"the entry point {entry.name} = {entry.value} raised {type(error).__name__}"
+        raise ConfigurationError(f"{text}: {error}", code="ADAPTER_IMPORT") from error

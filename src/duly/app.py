@@ -60,10 +60,11 @@ class App:
     """One application: its messages, handlers, database and broker.
 
     name: of the application; its tables are claimed under it. database: a URL, a SQLAlchemy Engine
-    or AsyncEngine; by default ``DULY_DATABASE``, ``duly.toml`` or ``sqlite:///duly.db``. broker: a
-    URL; by default ``DULY_BROKER``, ``duly.toml`` or the embedded one. allow_unsafe: findings of
-    ``check`` that are accepted, code -> reason. settings: any other key of
-    ``duly.config.Settings``. All of them are read when first needed, not here.
+    or AsyncEngine, a ``DjangoDatabase``, or a Database of your own; by default ``DULY_DATABASE``,
+    ``duly.toml`` or ``sqlite:///duly.db``. broker: a URL, or a Broker of your own; by default
+    ``DULY_BROKER``, ``duly.toml`` or the embedded one. allow_unsafe: findings of ``check`` that are
+    accepted, code -> reason. settings: any other key of ``duly.config.Settings``. All of them are
+    read when first needed, not here.
 
     Raises InvalidNameError.
     """
@@ -117,6 +118,11 @@ class App:
             name: _shown(self._given[name], getattr(self.settings, name))
             for name in ("database", "broker")
         }
+
+    @property
+    def given_database(self) -> Any:
+        """The database as it was given; None where the settings name it."""
+        return self._given["database"]
 
     def make_broker(self) -> Broker:
         """A new connection to the broker of this App; whoever makes it starts and closes it."""
@@ -221,12 +227,12 @@ class App:
     ) -> str:
         """Publish an event with the transaction of ``target``; returns the message id at once.
 
-        target: a Session, AsyncSession, scoped_session, Connection, or a raw sqlite3 or psycopg
-        connection. message: an event, or a callable that gives one just before the commit. key:
-        what order is kept by. outbox=False: send after the commit with ``policy`` instead of
-        storing. Guarantee: committed together, or not at all; relayed at least once. On failure:
-        the commit raises and nothing is stored. Idempotence: none; each call is a message of its
-        own.
+        target: a Session, AsyncSession, scoped_session, Connection, a raw sqlite3, psycopg or
+        PyMySQL connection, or one of Django's. message: an event, or a callable that gives one just
+        before the commit. key: what order is kept by. outbox=False: send after the commit with
+        ``policy`` instead of storing. Guarantee: committed together, or not at all; relayed at
+        least once. On failure: the commit raises and nothing is stored. Idempotence: none; each
+        call is a message of its own.
         """
         return self._emit(
             target, message, "event", key=key, headers=headers, outbox=outbox, policy=policy
@@ -385,6 +391,17 @@ class App:
         return Operator(
             self.database.connect, hooks=self.hooks, registry=self.registry, payload_bytes_max=cap
         )
+
+    def upgrade_tables(self) -> tuple[str, ...]:
+        """Run the pending migrations of this App's tables, as ``duly db upgrade`` does; returns
+        their names.
+
+        Idempotence: safe to repeat and to run in many processes at once. Raises SchemaError and
+        what the database raises.
+        """
+        from duly.outbox.schema import Schema
+
+        return Schema(self.database, self.name).upgrade()
 
     def close(self) -> None:
         """Close what this object opened: engines of its own and the sender of unstored messages."""

@@ -9,7 +9,7 @@ as such, and the roles wait for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from duly.errors import (
     UnsafeSettingError,
 )
 from duly.outbox.schema import Schema
-from duly.ports import Broker, Finding, Severity
+from duly.ports import Broker, Finding, MakesEngine, Severity
 
 if TYPE_CHECKING:
     from duly.app import App
@@ -41,7 +41,23 @@ _ORDER = {Severity.RED: 0, Severity.WEAK: 1, Severity.GREEN: 2}
 
 def check_code(app: App) -> list[Finding]:
     """Handlers and message types."""
-    return app.handlers.check()
+    return [*app.handlers.check(), *_async_beside_a_framework(app)]
+
+
+def _async_beside_a_framework(app: App) -> Iterator[Finding]:
+    """A framework's ORM shares the connection of plain handlers only (``MakesEngine``)."""
+    if not isinstance(app.given_database, MakesEngine):
+        return
+    for group in app.handlers.groups:
+        for handler in app.handlers.of_group(group):
+            if handler.is_async:
+                text = f"{handler.label} is async: what it does by the framework's ORM is committed"
+                yield Finding(
+                    "ASYNC_BESIDE_ORM",
+                    Severity.RED,
+                    f"{text} by itself, without the record that the message was handled",
+                    "make it a plain function, or accept it where it does not use the ORM",
+                )
 
 
 def check_database(app: App) -> list[Finding]:

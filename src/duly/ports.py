@@ -33,6 +33,7 @@ __all__ = [
     "GroupStatus",
     "GuardsAtOnce",
     "Loss",
+    "MakesEngine",
     "Outcome",
     "OutcomeKind",
     "Peeked",
@@ -195,6 +196,24 @@ class GuardsAtOnce(Protocol):
         """Release the guard and COMMIT. Raises the driver's error when the guard could not be
         released: nothing is committed then. Returns the driver's error of COMMIT, as well when
         nobody knows how far it came.
+        """
+        ...
+
+
+@runtime_checkable
+class MakesEngine(Protocol):
+    """What may be given for a database instead of its URL: a framework's own description of it."""
+
+    @property
+    def url(self) -> str:
+        """Where the database is, with the password; read when the App is wired."""
+        ...
+
+    def make_engine(self) -> Any:
+        """The sync Engine for handlers. Its execution option ``duly_shared`` is a function that
+        takes the way to a handler's driver connection and gives a context manager, entered while
+        the handler runs; what that yields is called before the commit and raises to prevent it.
+        ``duly_using`` is what ``tx.using`` gives.
         """
         ...
 

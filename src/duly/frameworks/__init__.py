@@ -31,6 +31,10 @@ def _join_of(kind: type) -> Join:
         from duly.frameworks.sqlalchemy import JOIN as SQLALCHEMY
 
         return SQLALCHEMY
+    if "django" in packages:
+        from duly.frameworks.django.join import JOIN as DJANGO
+
+        return DJANGO
     if packages & _DBAPI:
         from duly.frameworks.dbapi import JOIN as DBAPI
 

@@ -17,7 +17,7 @@ inside SQLAlchemy's greenlet (``AsyncDesk.call``), where the same calls are awai
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, TypeVar
 
 from duly.errors import (
@@ -84,6 +84,14 @@ class Desk:
     def core(self) -> Any:
         """SQLAlchemy's connection."""
         return self._core
+
+    def shared(self, reach: Callable[[], Any]) -> AbstractContextManager[Callable[[], None]]:
+        """Inside the block the library that has made this connection works in the handler's
+        transaction, where there is one (``MakesEngine``). reach: gives the driver's connection in
+        it. Gives what raises when that library is against a commit.
+        """
+        share = self._core.get_execution_options().get("duly_shared")
+        return nullcontext(_agree) if share is None else share(reach)
 
     def close(self) -> None:
         """Close the connection, whatever its state; never raises."""
@@ -292,6 +300,10 @@ class AsyncDesk:
                 await connection.run_sync(lambda _: self.desk.close())
             with suppress(Exception):
                 await connection.close()
+
+
+def _agree() -> None:
+    """Nobody is against a commit."""
 
 
 def _is_closed(driver: Any) -> bool:

@@ -157,10 +157,11 @@ def _attempt(context: ConsumeContext, desk: Desk, job: Job) -> list[Ending]:
         return attempt.result()
     token = context.deadlines.enter(job.handler.label, context.handler_timeout_seconds)
     try:
-        with _span(job):
+        with _span(job), desk.shared(transaction.reach) as agree:
             if job.handler.batch is not None:
                 transaction.open()
             attempt.call(Tx(transaction))
+            agree()
             transaction.finish()
         attempt.done()
     except BaseException as error:  # noqa: BLE001  # also SystemExit: the message has failed, the worker lives

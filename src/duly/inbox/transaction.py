@@ -92,6 +92,14 @@ class HandlerTransaction:
         )
         failpoints.hit(failpoints.CONSUME_DEDUPED)
 
+    def reach(self) -> Any:
+        """The driver's connection in the transaction, which opens now; inside ``read`` in that one.
+        Raises as ``open``.
+        """
+        if not self.reading:
+            self.open()
+        return self.desk.driver
+
     def check_running(self) -> None:
         """Raise TransactionMisuseError when the handler that was given this has ended."""
         if self._over:
@@ -283,6 +291,22 @@ class Tx(_Face):
         """
         self._inner.open()
         return self._inner.desk.driver
+
+    @property
+    def using(self) -> str:
+        """The alias of Django's connection that works in the transaction: ``atomic(tx.using)``,
+        ``Order.objects.using(tx.using)``.
+
+        Raises ConfigurationError (NOT_DJANGO) where the App is not on a database of Django's.
+        """
+        self._inner.check_running()
+        alias = self._inner.desk.core.get_execution_options().get("duly_using")
+        if alias is None:
+            raise ConfigurationError(
+                "this App has no database of Django's; see duly.frameworks.django",
+                code="NOT_DJANGO",
+            )
+        return str(alias)
 
     @contextmanager
     def read(self) -> Iterator[Session]:

@@ -1,0 +1,80 @@
+"""Schemes of installed packages, and adapters given as objects."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from duly import App
+from duly.adapters import make_broker, make_database
+from duly.brokers.embedded import EmbeddedBroker
+from duly.config import Settings
+from duly.databases.sqlite.database import SqliteDatabase
+from duly.errors import ConfigurationError
+
+MODULE = """
+from duly.brokers.embedded import EmbeddedBroker
+from duly.databases.sqlite.database import SqliteDatabase
+
+def broker(url, settings):
+    assert url == "chalkboard://here" and settings.workers == 3
+    return EmbeddedBroker("embedded:///:memory:")
+
+def database(url, settings, engines, *, clock):
+    return SqliteDatabase(url.replace("tracked", "sqlite"), now=clock.time, **engines)
+"""
+ENTRY_POINTS = """
+[duly.brokers]
+chalkboard = third_party:broker
+broken = third_party:nothing
+amqp = third_party:broker
+[duly.databases]
+tracked = third_party:database
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of somebody else's, as pip leaves it."""
+    (tmp_path / "third_party.py").write_text(MODULE)
+    info = tmp_path / "third_party-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "third_party", raising=False)
+    return tmp_path
+
+
+def test_a_scheme_of_an_installed_package(installed: Path) -> None:
+    made = make_broker(Settings(workers=3), "chalkboard://here")
+    assert isinstance(made, EmbeddedBroker)
+    database: Any = make_database(Settings(), f"tracked:///{installed}/own.db")
+    assert database.path == f"{installed}/own.db"
+
+
+def test_none_can_take_a_scheme_of_ours(installed: Path) -> None:
+    assert type(make_broker(Settings(), "amqp://here")).__name__ == "RabbitMQBroker"
+
+
+def test_one_that_cannot_be_loaded_is_named(installed: Path) -> None:
+    with pytest.raises(ConfigurationError, match="broken = third_party:nothing") as caught:
+        make_broker(Settings(), "broken://here")
+    assert caught.value.code == "ADAPTER_IMPORT"
+
+
+def test_an_unknown_scheme_names_the_nearest_of_all(installed: Path) -> None:
+    with pytest.raises(ConfigurationError, match="did you mean chalkboard://"):
+        make_broker(Settings(), "chalkbord://here")
+    with pytest.raises(ConfigurationError, match="did you mean tracked://"):
+        make_database(Settings(), "traked:///x.db")
+
+
+def test_objects_are_taken_as_they_are(tmp_path: Path) -> None:
+    database, broker = SqliteDatabase(f"sqlite:///{tmp_path}/x.db"), EmbeddedBroker("embedded:///b")
+    app = App("shop", database=database, broker=broker)
+    assert app.database is database
+    assert app.make_broker() is broker
