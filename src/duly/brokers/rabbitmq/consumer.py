@@ -167,6 +167,9 @@ class Consumer:
         if self in self._link.users:
             self._link.users.remove(self)
         if self._channel is not None and self._channel.is_open:
+            # pika would cancel first, and the heir of an ordered queue begin behind what is still
+            # ours. A channel that closes gives it back before the server chooses the heir.
+            self._channel._consumers.clear()
             self._channel.close()
         self.arrived.clear()
 

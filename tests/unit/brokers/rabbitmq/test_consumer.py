@@ -56,6 +56,7 @@ class Server:
         self.sent: list[Any] = []
         self.timers: list[Callable[[], None]] = []
         self.cancels: list[Callable[[Any], None]] = []
+        self._consumers: dict[str, Any] = {"0": None}  # pika's, which it cancels before it closes
         self.notified = 0
         self.loop = SimpleNamespace(add_callback=lambda action: action())
         self.io = self
@@ -182,6 +183,7 @@ def test_a_channel_closed_by_the_server_is_opened_again() -> None:
 def test_a_closed_consumer_stays_closed() -> None:
     server = Server()
     server.consumer.close()
+    assert server._consumers == {}  # cancelled first, an heir would begin behind what is still ours
     server.on_close(server, SimpleNamespace(reply_code=200, reply_text="bye"))
     assert server.timers == []
     calls = len(server.calls)
