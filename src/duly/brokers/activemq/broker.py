@@ -19,9 +19,9 @@ from duly.brokers.activemq.consumer import ActiveMQSubscription
 from duly.brokers.activemq.link import Link
 from duly.brokers.activemq.publisher import PAYLOAD_BYTES_MAX, Call, Publisher
 from duly.brokers.activemq.settings import parse
-from duly.brokers.activemq.thread import IoThread
 from duly.brokers.activemq.topology import address_of, declare, queue_name, queues_at
 from duly.brokers.activemq.verdicts import judge
+from duly.brokers.iothread import IoThread
 from duly.errors import BrokerUnavailableError, ConfigurationError, DulyError, OperatorError
 from duly.message import Message
 from duly.ports import (
@@ -78,7 +78,7 @@ class ActiveMQBroker:
             late_subscriber_sees_history=False,
             payload_bytes_max=PAYLOAD_BYTES_MAX,
         )
-        self._io = IoThread()
+        self._io = IoThread("duly-activemq")
         self._publishing = Link(self._settings, purpose="publish")
         self._consuming = Link(self._settings, purpose="consume")
         self._api = Api(self._consuming)

@@ -19,8 +19,8 @@ from duly.brokers.activemq.api import Api
 from duly.brokers.activemq.entries import decode
 from duly.brokers.activemq.frames import Frame, ack
 from duly.brokers.activemq.link import Connection, Link
-from duly.brokers.activemq.thread import IoThread
 from duly.brokers.activemq.topology import Source, declare, sources_of
+from duly.brokers.iothread import IoThread
 from duly.errors import DulyError
 from duly.ports import Delivery, SubscriptionSpec
 

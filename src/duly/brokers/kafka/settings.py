@@ -12,9 +12,10 @@ import re
 import ssl
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from duly.errors import ConfigurationError
+from duly.wire.options import choice, options_of, whole
 from duly.wire.urls import redact
 
 __all__ = ["Settings", "parse"]
@@ -134,9 +135,7 @@ def _parse(url: str, shown: str) -> Settings:
         )
     if parts.fragment:
         raise ValueError("a '#' must be written %23")
-    options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-    if unknown := sorted(set(options) - _OPTIONS):
-        raise ValueError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(_OPTIONS))}")
+    options = options_of(parts.query, _OPTIONS)
     prefix = unquote(parts.path[1:])
     if prefix and not _PREFIX.fullmatch(prefix):
         raise ValueError("a prefix has up to 40 letters, digits, '_' and '-'")
@@ -148,14 +147,14 @@ def _parse(url: str, shown: str) -> Settings:
         password=unquote(password),
         prefix=f"{prefix}." if prefix else "",
         tls=parts.scheme == "kafkas",
-        verified=_choice(options, "verify", ("verify_peer", "verify_none")) == "verify_peer",
+        verified=choice(options, "verify", ("verify_peer", "verify_none")) == "verify_peer",
         cacertfile=options.get("cacertfile"),
         certfile=options.get("certfile"),
         keyfile=options.get("keyfile"),
-        mechanism=_choice(options, "mechanism", MECHANISMS),
-        partitions=_whole(options, "partitions", default=PARTITIONS, most=1000),
-        replication=_whole(options, "replication", default=0, most=15),
-        session_seconds=_whole(options, "session_timeout", default=SESSION_SECONDS, most=300),
+        mechanism=choice(options, "mechanism", MECHANISMS),
+        partitions=whole(options, "partitions", default=PARTITIONS, most=1000),
+        replication=whole(options, "replication", default=0, most=15),
+        session_seconds=whole(options, "session_timeout", default=SESSION_SECONDS, most=300),
     )
 
 
@@ -168,22 +167,6 @@ def _place(text: str) -> tuple[str, int]:
     if not host:
         raise ValueError("a server is written host:port, several with commas between them")
     return host, port or PORT
-
-
-def _choice(options: dict[str, str], name: str, allowed: tuple[str, ...]) -> str:
-    value = options.get(name, allowed[0])
-    if value not in allowed:
-        raise ValueError(f"{name} must be {' or '.join(allowed)}")
-    return value
-
-
-def _whole(options: dict[str, str], name: str, *, default: int, most: int) -> int:
-    text = options.get(name)
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= most:
-        raise ValueError(f"{name} must be a whole number from 1 to {most}")
-    return int(text)
 
 
 def _is_local(host: str) -> bool:

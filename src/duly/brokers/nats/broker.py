@@ -16,6 +16,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, TypeVar
 
+from duly.brokers.iothread import IoThread
 from duly.brokers.nats.api import (
     CALL_SECONDS,
     CONSUMER_MISSING,
@@ -30,7 +31,6 @@ from duly.brokers.nats.headers import PREFIX, decode
 from duly.brokers.nats.link import Connection, Link
 from duly.brokers.nats.publisher import PAYLOAD_BYTES_MAX, Call, Publisher
 from duly.brokers.nats.settings import parse
-from duly.brokers.nats.thread import IoThread
 from duly.brokers.nats.topology import declare, sources_of, stream_name, subject_of
 from duly.errors import BrokerUnavailableError, DulyError
 from duly.message import Message
@@ -85,7 +85,7 @@ class NatsBroker:
             late_subscriber_sees_history=False,
             payload_bytes_max=PAYLOAD_BYTES_MAX,
         )
-        self._io = IoThread()
+        self._io = IoThread("duly-nats")
         self._publishing = Link(self._settings, purpose="publish")
         self._consuming = Link(self._settings, purpose="consume")
         self._api = Api(self._consuming)

@@ -16,11 +16,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NamedTuple
 
+from duly.brokers.iothread import IoThread
 from duly.brokers.nats import frames
 from duly.brokers.nats.api import Api
 from duly.brokers.nats.headers import MESSAGE_ID, PREFIX, decode, status
 from duly.brokers.nats.link import Connection, Link
-from duly.brokers.nats.thread import IoThread
 from duly.brokers.nats.topology import ACK_WAIT_SECONDS, Source, declare, sources_of
 from duly.errors import DulyError
 from duly.message import Message

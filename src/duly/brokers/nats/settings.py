@@ -10,9 +10,10 @@ import ipaddress
 import re
 import ssl
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from duly.errors import ConfigurationError
+from duly.wire.options import choice, options_of, whole
 from duly.wire.urls import redact
 
 __all__ = ["Settings", "parse"]
@@ -105,9 +106,7 @@ def _parse(url: str, shown: str) -> Settings:
     prefix = unquote(parts.path[1:]) or "duly"
     if not _PREFIX.fullmatch(prefix):
         raise ValueError("the prefix must be 1 to 40 letters, digits and '_'")
-    options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-    if unknown := sorted(set(options) - _OPTIONS):
-        raise ValueError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(_OPTIONS))}")
+    options = options_of(parts.query, _OPTIONS)
     user, _, password = login.partition(":")
     return Settings(
         shown=shown,
@@ -116,14 +115,14 @@ def _parse(url: str, shown: str) -> Settings:
         user=unquote(user),
         password=unquote(password),
         tls=parts.scheme == "nats+tls",
-        verified=_choice(options, "verify", ("verify_peer", "verify_none")) == "verify_peer",
+        verified=choice(options, "verify", ("verify_peer", "verify_none")) == "verify_peer",
         cacertfile=options.get("cacertfile"),
         certfile=options.get("certfile"),
         keyfile=options.get("keyfile"),
-        heartbeat_seconds=_whole(options, "heartbeat", default=10, most=600),
-        connection_timeout_seconds=_whole(options, "connection_timeout", default=5, most=600),
-        replicas=_whole(options, "replicas", default=1, most=5),
-        monitor=_whole(options, "monitor", default=0, most=65_535),
+        heartbeat_seconds=whole(options, "heartbeat", default=10, most=600),
+        connection_timeout_seconds=whole(options, "connection_timeout", default=5, most=600),
+        replicas=whole(options, "replicas", default=1, most=5),
+        monitor=whole(options, "monitor", default=0, most=65_535),
     )
 
 
@@ -136,19 +135,3 @@ def _host(place: str) -> tuple[str, int]:
     if not parts.hostname or parts.path or parts.query:
         raise ValueError(_USAGE)
     return parts.hostname, port or 4222
-
-
-def _choice(options: dict[str, str], name: str, allowed: tuple[str, ...]) -> str:
-    value = options.get(name, allowed[0])
-    if value not in allowed:
-        raise ValueError(f"{name} must be {' or '.join(allowed)}")
-    return value
-
-
-def _whole(options: dict[str, str], name: str, *, default: int, most: int) -> int:
-    text = options.get(name)
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= most:
-        raise ValueError(f"{name} must be a whole number from 1 to {most}")
-    return int(text)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import ipaddress
 import ssl
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from duly.errors import ConfigurationError
+from duly.wire.options import choice, options_of, whole
 from duly.wire.urls import redact
 
 __all__ = ["Settings", "parse"]
@@ -89,9 +90,7 @@ def _parse(url: str, shown: str) -> Settings:
         raise ValueError("not a valid URL") from None
     if parts.scheme not in ("amqp", "amqps") or not parts.hostname or parts.fragment:
         raise ValueError("write amqp://user:password@host:5672/vhost, or amqps:// for TLS")
-    options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-    if unknown := sorted(set(options) - _OPTIONS):
-        raise ValueError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(_OPTIONS))}")
+    options = options_of(parts.query, _OPTIONS)
     tls = parts.scheme == "amqps"
     return Settings(
         shown=shown,
@@ -101,25 +100,11 @@ def _parse(url: str, shown: str) -> Settings:
         user=unquote(parts.username or "guest"),
         password=unquote(parts.password or "guest"),
         tls=tls,
-        verified=_choice(options, "verify", ("verify_peer", "verify_none")) == "verify_peer",
+        verified=choice(options, "verify", ("verify_peer", "verify_none")) == "verify_peer",
         cacertfile=options.get("cacertfile"),
         certfile=options.get("certfile"),
         keyfile=options.get("keyfile"),
-        heartbeat_seconds=_whole(options, "heartbeat", default=10, most=600),
-        connection_timeout_seconds=_whole(options, "connection_timeout", default=10, most=600),
-        queue_type=_choice(options, "queue_type", ("quorum", "classic")),
+        heartbeat_seconds=whole(options, "heartbeat", default=10, most=600),
+        connection_timeout_seconds=whole(options, "connection_timeout", default=10, most=600),
+        queue_type=choice(options, "queue_type", ("quorum", "classic")),
     )
-
-
-def _choice(options: dict[str, str], name: str, allowed: tuple[str, ...]) -> str:
-    value = options.get(name, allowed[0])
-    if value not in allowed:
-        raise ValueError(f"{name} must be {' or '.join(allowed)}")
-    return value
-
-
-def _whole(options: dict[str, str], name: str, *, default: int, most: int) -> int:
-    text = options.get(name, str(default))
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= most:
-        raise ValueError(f"{name} must be whole seconds from 1 to {most}")
-    return int(text)

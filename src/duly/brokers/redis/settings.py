@@ -10,10 +10,11 @@ import ipaddress
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from duly.errors import ConfigurationError
 from duly.kernel.durations import seconds
+from duly.wire.options import options_of
 from duly.wire.urls import redact
 
 __all__ = ["Settings", "parse"]
@@ -89,9 +90,7 @@ def _parse(url: str, shown: str) -> Settings:
         raise ValueError("not a valid URL") from None
     if parts.scheme not in _SCHEMES or not parts.hostname or parts.fragment:
         raise ValueError("write redis://user:password@host:6379/0, or rediss:// for TLS")
-    options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-    if unknown := sorted(set(options) - _OPTIONS):
-        raise ValueError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(_OPTIONS))}")
+    options = options_of(parts.query, _OPTIONS)
     tls = _SCHEMES[parts.scheme]
     return Settings(
         shown=shown,

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from duly.brokers.nats.thread import IoThread
+from duly.brokers.iothread import IoThread
 
 
 async def _name() -> str:
@@ -14,16 +14,16 @@ async def _name() -> str:
 
 
 async def test_it_runs_answers_and_stops() -> None:
-    io = IoThread()
+    io = IoThread("duly-test")
     assert not io.alive
     with pytest.raises(TimeoutError):
         await io.ask(_name(), 1.0)
     io.start()
-    assert await io.ask(_name(), 5.0) == "duly-nats"
+    assert await io.ask(_name(), 5.0) == "duly-test"
     heard: list[int] = []
     io.post(heard.append, 1)
     io.post(lambda: 1 // 0)  # logged by its loop, and no end of it
-    assert await io.ask(_name(), 5.0) == "duly-nats"
+    assert await io.ask(_name(), 5.0) == "duly-test"
     assert heard == [1]
     io.stop(5.0)
     io.stop(5.0)
@@ -33,7 +33,7 @@ async def test_it_runs_answers_and_stops() -> None:
 
 
 async def test_nobody_waits_longer_than_they_said_and_the_question_is_cancelled() -> None:
-    io = IoThread()
+    io = IoThread("duly-test")
     io.start()
     ended = threading.Event()
 
@@ -52,7 +52,7 @@ async def test_nobody_waits_longer_than_they_said_and_the_question_is_cancelled(
 
 
 async def test_what_still_runs_at_the_stop_is_cancelled() -> None:
-    io = IoThread()
+    io = IoThread("duly-test")
     io.start()
     cancelled = threading.Event()
 

@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 class IoThread:
-    """An asyncio loop in a daemon thread of its own."""
+    """An asyncio loop in a daemon thread of its own. name: of the thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         self.loop = None  # not before the start: it holds file descriptors
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="duly-nats", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     loop: asyncio.AbstractEventLoop | None
 
