@@ -258,3 +258,23 @@ async def test_a_broker_that_was_not_started_says_so() -> None:
     outcomes = await broker.publish([message(event())], deadline_seconds=1.0)
     assert [o.kind for o in outcomes] == [OutcomeKind.UNAVAILABLE]
     await broker.close()
+
+
+async def test_what_an_ordered_receiver_gives_back_comes_first_to_its_heir(
+    rabbitmq_url: str,
+) -> None:
+    topic = event()
+    spec = SubscriptionSpec("readers", (topic,), ordered=True, prefetch=20)
+    async with started(rabbitmq_url) as one, started(rabbitmq_url) as two:
+        first = Receiver(await one.subscribe(spec), acking=False)
+        sent = [message(topic, n, key="k") for n in range(60)]
+        await one.declare([topic], [spec])
+        await one.publish(sent, deadline_seconds=10.0)
+        await first.receive(20)
+        heir = Receiver(await two.subscribe(spec))
+        await asyncio.sleep(0.5)  # until it stands by, which nobody tells
+        await first.subscription.release([d.token for d in first.deliveries])
+        await heir.until(lambda: {m.id for m in sent} <= set(heir.ids + first.ids[20:]))
+        assert heir.ids == [m.id for m in sent][-len(heir.ids) :]
+        await first.close()
+        await heir.close()

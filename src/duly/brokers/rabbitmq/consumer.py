@@ -167,11 +167,16 @@ class Consumer:
         if self in self._link.users:
             self._link.users.remove(self)
         if self._channel is not None and self._channel.is_open:
-            # pika would cancel first, and the heir of an ordered queue begin behind what is still
-            # ours. A channel that closes gives it back before the server chooses the heir.
-            self._channel._consumers.clear()
-            self._channel.close()
+            self._leave(self._channel)
         self.arrived.clear()
+
+    @staticmethod
+    def _leave(channel: Any) -> None:
+        """Give everything back before the server chooses the heir of an ordered queue: pika would
+        cancel first, and the heir begin behind what is still ours.
+        """
+        channel._consumers.clear()
+        channel.close()
 
     # --- deliveries ---------------------------------------------------------------------------
     def frame(self, kind: int, buffer: bytes, span: tuple[int, int]) -> bool:
@@ -222,10 +227,15 @@ class Consumer:
             connection.emit(b"".join(out))
 
     def release(self, tokens: Sequence[Token]) -> None:
-        """Stop consuming for a second, so that others get what is given back."""
+        """Stop consuming for a second, so that others get what is given back. In order, so of an
+        ordered group all that is in hand: the channel is opened anew.
+        """
         channel = self._channel
         tags = [t.tag for t in tokens if t.channel == self._number]
         if not tags or channel is None or not channel.is_open:
+            return
+        if self._spec.ordered:
+            self._leave(channel)
             return
         self._returning += tags
         if self._active == 0:

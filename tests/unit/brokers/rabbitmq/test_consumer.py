@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,7 +48,7 @@ class Server:
 
     channel_number = 5
 
-    def __init__(self) -> None:
+    def __init__(self, spec: SubscriptionSpec | None = None) -> None:
         self.is_open = True
         self.connection: Any = self
         self.users: list[Any] = []
@@ -61,7 +62,7 @@ class Server:
         self.loop = SimpleNamespace(add_callback=lambda action: action())
         self.io = self
         self.settings = parse("amqp://localhost/")
-        self.consumer = Consumer(self, SPEC, self.notify)  # type: ignore[arg-type]
+        self.consumer = Consumer(self, spec or SPEC, self.notify)  # type: ignore[arg-type]
         self.consumer.up(self)  # type: ignore[arg-type]
 
     def notify(self) -> None:
@@ -166,6 +167,15 @@ def test_release_gives_back_what_it_holds_after_it_has_stopped_receiving() -> No
     before = server.calls.count("consume g:a 0")
     server.timers[-1]()
     assert server.calls.count("consume g:a 0") == before + 1
+
+
+def test_an_ordered_group_gives_back_by_closing_its_channel() -> None:
+    server = Server(replace(SPEC, ordered=True))
+    server.deliver(3)
+    server.consumer.release(tokens(2))
+    assert server._consumers == {}
+    assert [c for c in server.calls if "cancel" in c or "close" in c] == ["close"]
+    assert server.sent == []
 
 
 def test_a_channel_closed_by_the_server_is_opened_again() -> None:
