@@ -81,11 +81,13 @@ def kafka_prefix() -> Iterator[str]:
     try:
         yield urlsplit(url)._replace(path=f"/{prefix}").geturl()
     finally:
-        client = AdminClient({"bootstrap.servers": urlsplit(url).netloc})
-        topics = [n for n in client.list_topics(timeout=30).topics if n.startswith(f"{prefix}.")]
-        if topics:
-            for future in client.delete_topics(topics).values():
-                future.result(30)
+        with AdminClient({"bootstrap.servers": urlsplit(url).netloc}) as client:
+            topics = [
+                n for n in client.list_topics(timeout=30).topics if n.startswith(f"{prefix}.")
+            ]
+            if topics:
+                for future in client.delete_topics(topics).values():
+                    future.result(30)
 
 
 @contextmanager

@@ -186,14 +186,14 @@ def delete_topics(servers: str, prefix: str) -> None:
     """Delete every topic and group of a prefix, with a plain client."""
     from confluent_kafka.admin import AdminClient
 
-    client = AdminClient({"bootstrap.servers": servers, "log_level": 0})
-    topics = [n for n in client.list_topics(timeout=15).topics if f"{prefix}." in n]
-    found = client.list_consumer_groups(request_timeout=15).result(20).valid
-    groups = [one.group_id for one in found if f"{prefix}." in one.group_id]
-    futures = list(client.delete_topics(topics).values()) if topics else []
-    futures += client.delete_consumer_groups(groups).values() if groups else []
-    for future in futures:
-        future.exception(20)  # a group whose members are just leaving stays, and harms nobody
+    with AdminClient({"bootstrap.servers": servers, "log_level": 0}) as client:
+        topics = [n for n in client.list_topics(timeout=15).topics if f"{prefix}." in n]
+        found = client.list_consumer_groups(request_timeout=15).result(20).valid
+        groups = [one.group_id for one in found if f"{prefix}." in one.group_id]
+        futures = list(client.delete_topics(topics).values()) if topics else []
+        futures += client.delete_consumer_groups(groups).values() if groups else []
+        for future in futures:
+            future.exception(20)  # a group whose members are just leaving stays, and harms nobody
 
 
 @pytest.fixture

@@ -280,14 +280,14 @@ def delete_topics(broker: str) -> None:
 
     parts = urlsplit(broker)
     prefix = f"{parts.path[1:]}."
-    client = AdminClient({"bootstrap.servers": parts.netloc, "log_level": 0})
-    topics = [name for name in client.list_topics(timeout=30).topics if prefix in name]
-    found = client.list_consumer_groups(request_timeout=15).result(20).valid
-    groups = [one.group_id for one in found if prefix in one.group_id]
-    futures = list(client.delete_topics(topics).values()) if topics else []
-    futures += client.delete_consumer_groups(groups).values() if groups else []
-    for future in futures:
-        future.exception(20)  # a group whose members were killed is still there for seconds
+    with AdminClient({"bootstrap.servers": parts.netloc, "log_level": 0}) as client:
+        topics = [name for name in client.list_topics(timeout=30).topics if prefix in name]
+        found = client.list_consumer_groups(request_timeout=15).result(20).valid
+        groups = [one.group_id for one in found if prefix in one.group_id]
+        futures = list(client.delete_topics(topics).values()) if topics else []
+        futures += client.delete_consumer_groups(groups).values() if groups else []
+        for future in futures:
+            future.exception(20)  # a group whose members were killed is still there for seconds
 
 
 def nats_stage(folder: Path, *, postgres: str, nats: str) -> Stage:

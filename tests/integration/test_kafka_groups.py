@@ -32,7 +32,12 @@ async def pair(kafka_url: str) -> AsyncIterator[tuple[KafkaBroker, KafkaBroker]]
 
 async def committed(url: str, group: str) -> dict[tuple[str, int], int]:
     settings = parse(url)
-    return await asyncio.to_thread(lambda: Control(settings).committed(settings.prefix + group))
+
+    def ask() -> dict[tuple[str, int], int]:
+        with Control(settings) as control:
+            return control.committed(settings.prefix + group)
+
+    return await asyncio.to_thread(ask)
 
 
 def place(delivery: Delivery) -> tuple[str, int]:
@@ -102,10 +107,10 @@ async def test_a_log_that_was_shortened_is_said_and_read_on(
     sent = [message(topic, n) for n in range(10)]
     await send(broker, sent)
     parts = urlsplit(kafka_url)
-    client = AdminClient({"bootstrap.servers": parts.netloc})
     gone = [TopicPartition(f"{parts.path[1:]}.{topic.name}", 0, 6)]
-    for future in client.delete_records(gone).values():
-        await asyncio.to_thread(future.result, 20)
+    with AdminClient({"bootstrap.servers": parts.netloc}) as client:
+        for future in client.delete_records(gone).values():
+            await asyncio.to_thread(future.result, 20)
     with caplog.at_level(logging.ERROR):
         receiver = Receiver(await broker.subscribe(spec))
         await receiver.receive(4)

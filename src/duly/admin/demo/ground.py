@@ -160,14 +160,14 @@ def _clean_kafka(url: str) -> None:
     groups = [queue, *(f"{prefix}{group}" for group in (DESTINATIONS, CARRIERS, DELAYS))]
     absent = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.GROUP_ID_NOT_FOUND)
     try:
-        client = AdminClient(_plain_kafka(url))
-        client.list_topics(timeout=_TIMEOUT_SECONDS)
-        gone = list(client.delete_topics([f"{prefix}{TOPIC}", queue]).values())
-        gone += client.delete_consumer_groups(groups).values()
-        for future in gone:
-            trouble = future.exception(_TIMEOUT_SECONDS)
-            if trouble is not None and trouble.args[0].code() not in absent:
-                raise trouble
+        with AdminClient(_plain_kafka(url)) as client:
+            client.list_topics(timeout=_TIMEOUT_SECONDS)
+            gone = list(client.delete_topics([f"{prefix}{TOPIC}", queue]).values())
+            gone += client.delete_consumer_groups(groups).values()
+            for future in gone:
+                trouble = future.exception(_TIMEOUT_SECONDS)
+                if trouble is not None and trouble.args[0].code() not in absent:
+                    raise trouble
     except KafkaException as error:
         raise BrokerUnavailableError(f"{redact(url)}: {error.args[0].name()}") from error
 

@@ -172,8 +172,12 @@ class KafkaBroker:
     async def _ask(self, question: Callable[[Control], T]) -> T:
         if not self._running:
             raise BrokerUnavailableError("the broker is not running")
-        loop = asyncio.get_running_loop()
-        asked = loop.run_in_executor(self._workers, lambda: question(Control(self._settings)))
+
+        def ask() -> T:
+            with Control(self._settings) as control:
+                return question(control)
+
+        asked = asyncio.get_running_loop().run_in_executor(self._workers, ask)
         try:
             return await asyncio.wait_for(asked, CALL_SECONDS)
         except TimeoutError:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
@@ -35,7 +36,8 @@ CALL_SECONDS = 5.0
 RECREATE_SECONDS = 1.0
 EXIT_SECONDS = 10.0
 COMMIT_SECONDS = 2.0
-COMMIT_AGAIN_SECONDS = 0.1
+LEAVE_SECONDS = 2.0
+AGAIN_SECONDS = 0.1
 BATCH_MAX = 1000
 
 _log = logging.getLogger("duly.brokers.kafka")
@@ -163,7 +165,7 @@ class Reader:
                 self._turn(consumer)
             self._commit_at_last(consumer, self._progress)
         finally:
-            consumer.close()  # gives everything up, by ``_revoked``
+            _leave(consumer)
             self._drop(self._progress)
 
     def _turn(self, consumer: Consumer) -> None:
@@ -274,7 +276,7 @@ class Reader:
             except KafkaException as error:
                 _log.debug("group %s: not committed: %s", self.group, error)
                 if error.args[0].retriable() and time.monotonic() < end:
-                    time.sleep(COMMIT_AGAIN_SECONDS)
+                    time.sleep(AGAIN_SECONDS)
                     continue
             return
 
@@ -360,6 +362,21 @@ class Reader:
             kept = [raw for raw in self.arrived if raw.token.progress.live]
             self.arrived.clear()
             self.arrived.extend(kept)
+
+
+def _leave(consumer: Consumer) -> None:
+    """Give up the partitions, then close.
+
+    A client that closes while its group moves can wait for itself for ever, within the callback
+    and with the interpreter's lock held (librdkafka #4041, #4527): so it has nothing by then.
+    """
+    end = time.monotonic() + LEAVE_SECONDS
+    with suppress(KafkaException):
+        consumer.unsubscribe()
+        consumer.consume(1, 0)
+        while consumer.assignment() and time.monotonic() < end:
+            consumer.consume(1, AGAIN_SECONDS)  # brings ``_revoked``
+    consumer.close()
 
 
 def _configuration(settings: Settings, group: str, errors: LastError) -> dict[str, Any]:

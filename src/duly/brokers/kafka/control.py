@@ -1,9 +1,10 @@
 """Asking the cluster: metadata, offsets, settings. Blocking calls, for a worker thread.
 
-One object serves one question and is dropped with its connections: a client that has lost a
-connection may never ask a group's coordinator again (librdkafka 2.16). Invariant: every call has a
-timeout, and one that fails says why: a refused login or certificate is reported beside the call,
-which itself only times out.
+One object serves one question and is closed with its connections: a client that has lost a
+connection may never ask a group's coordinator again (librdkafka 2.16). It is closed by name, never
+left to the garbage collector, which may run in a thread of another client and wait there for ever
+(confluent-kafka-python #975, #2131). Invariant: every call has a timeout, and one that fails says
+why: a refused login or certificate is reported beside the call, which itself only times out.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
@@ -31,7 +32,7 @@ SLICE_SECONDS = 0.3
 
 
 class Control:
-    """A client for one question, used by one thread."""
+    """A client for one question, used by one thread, in a ``with`` block."""
 
     timeout = SINGLE_SECONDS
 
@@ -39,6 +40,12 @@ class Control:
         self.settings = settings
         self._errors = LastError(settings)
         self.client = AdminClient(settings.client() | {"error_cb": self._errors.report})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.__exit__(None, None, None)
 
     def metadata(self) -> Any:
         """Brokers and topics. Raises BrokerUnavailableError, ConfigurationError (the login is
