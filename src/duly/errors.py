@@ -22,6 +22,7 @@
     |   |-- EffectInsideTransactionError
     |   |-- EffectArgumentsChangedError
     |   |-- TransactionMisuseError
+    |   |-- AbsentValueError          ... the source's log did not carry it
     |   `-- BatchError                ... a batch handler names its culprits
     |-- OutcomeUnknownError       it may have happened: ask, repeat with the same key, or hold
     |-- StaleLeaseError           somebody else owns it now: drop what you hold
@@ -41,6 +42,7 @@ from inspect import cleandoc
 from typing import Any, ClassVar
 
 __all__ = [
+    "AbsentValueError",
     "BatchError",
     "BrokerUnavailableError",
     "ConfigurationError",
@@ -257,6 +259,14 @@ class TransactionMisuseError(PermanentError):
     """
 
     code = "TRANSACTION_MISUSE"
+
+
+class AbsentValueError(PermanentError):
+    """The source's log did not carry this value. Test it with ``is ABSENT``, or let the source log
+    whole rows (PostgreSQL: REPLICA IDENTITY FULL).
+    """
+
+    code = "ABSENT_VALUE"
 
 
 class BatchError(PermanentError):
