@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -111,3 +112,33 @@ def test_the_routine_and_dulys_own_flush_wait_for_each_other(shop: Shop) -> None
 def test_what_duly_would_refuse_is_refused(shop: Shop, topic: str, key: str | None) -> None:
     with Session(shop.engine) as session, pytest.raises(Exception, match="duly_publish"):
         call(session, shop, key, topic=topic)
+
+
+@pytest.mark.parametrize("way", ["routine", "raw connection"])
+def test_a_deferred_key_may_wait_for_its_other_half_behind_a_message(
+    postgres_url: str, tmp_path: Path, way: str
+) -> None:
+    """What the commit would check is not checked in the middle of the transaction."""
+    shop = Shop(postgres_url, f"embedded:///{tmp_path / 'broker.db'}")
+    shop.prepare()
+    database = shop.app.database
+    assert isinstance(database, PublishesInSql)
+    with shop.engine.begin() as own:
+        own.exec_driver_sql(database.publish_routine("elsewhere").replace("%", "%%"))
+        own.exec_driver_sql("CREATE TABLE head (id int PRIMARY KEY)")
+        own.exec_driver_sql(
+            "CREATE TABLE line (head int REFERENCES head DEFERRABLE INITIALLY DEFERRED)"
+        )
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("INSERT INTO line VALUES (1)")
+        if way == "routine":
+            connection.execute(
+                "SELECT duly_publish('event', 'orders', 'order.placed', '{}'::bytea, 'k')"
+            )
+        else:
+            shop.app.publish(connection, Placed(order_id=1), key="k")
+        connection.execute("INSERT INTO head VALUES (1)")
+    with shop.engine.connect() as own:
+        stored = own.execute(sa.text("SELECT key FROM duly_outbox")).scalars().all()
+    shop.close()
+    assert stored == ["k"]

@@ -64,7 +64,7 @@ class DbapiJoin:
             )
         _refuse_autocommit(connection)
         entry.resolve()
-        _store(connection, [item(entry)])
+        _store(connection, [item(entry)], last=False)
 
     def flush(self, target: Any) -> None:
         """Store what is buffered in the innermost ``atomic`` block of a sync connection."""
@@ -369,13 +369,13 @@ def _end(connection: Any, fine: bool) -> None:
 
 
 # --- storing --------------------------------------------------------------------------------------
-def _flow(connection: Any, items: Sequence[Item]) -> Flow:
+def _flow(connection: Any, items: Sequence[Item], *, last: bool = True) -> Flow:
     """What has to be run to store the items, each statement with the outlet that prepares it."""
     for outlet, entries in by_outlet(items).items():
         if outlet not in _known(connection):
             yield from _of(outlet, outlet.admits(connection, managed=False))
             _known(connection).add(outlet)
-        yield from _of(outlet, outlet.write(entries))
+        yield from _of(outlet, outlet.write(entries, last=last))
 
 
 def _of(outlet: Outlet, steps: Steps[None]) -> Flow:
@@ -394,8 +394,8 @@ def _known(connection: Any) -> WeakSet[Outlet]:
         return WeakSet()
 
 
-def _store(connection: Any, items: Sequence[Item]) -> None:
-    flow = _flow(connection, items)
+def _store(connection: Any, items: Sequence[Item], *, last: bool = True) -> None:
+    flow = _flow(connection, items, last=last)
     try:
         outlet, statement = next(flow)
         while True:

@@ -74,10 +74,12 @@ def drive(steps: Steps[T], run: Callable[[Statement], Result]) -> T:
         return end.value  # type: ignore[no-any-return]
 
 
-def write(items: Iterable[Item], run: Callable[[Outlet, Statement], Result]) -> None:
-    """Store the messages of all Apps."""
+def write(
+    items: Iterable[Item], run: Callable[[Outlet, Statement], Result], *, last: bool = True
+) -> None:
+    """Store the messages of all Apps. last: as ``Outlet.write``."""
     for outlet, entries in by_outlet(items).items():
-        drive(outlet.write(entries), lambda statement, to=outlet: run(to, statement))  # type: ignore[misc]
+        drive(outlet.write(entries, last=last), lambda statement, to=outlet: run(to, statement))  # type: ignore[misc]
 
 
 def finish(items: Sequence[Item], end: Callable[[bool], None]) -> None:

@@ -101,7 +101,7 @@ class MessageOutlet:
         self._create = store.create
         self._has_tables = False
 
-    def write(self, entries: Sequence[Pending]) -> Steps[None]:
+    def write(self, entries: Sequence[Pending], *, last: bool = True) -> Steps[None]:
         """One ``outbox.insert`` for all entries; nothing for none."""
         messages = [entry.message for entry in entries if isinstance(entry, PendingMessage)]
         if not messages:
@@ -110,9 +110,8 @@ class MessageOutlet:
         if not self._has_tables:
             yield from self._create()
         first = random.randrange(LANES)
-        yield Statement(
-            "outbox.insert", many=[_row(m, (first + n) % LANES) for n, m in enumerate(messages)]
-        )
+        rows = [_row(m, (first + n) % LANES) for n, m in enumerate(messages)]
+        yield Statement("outbox.insert", {"last": last}, rows)
         failpoints.hit(failpoints.OUTBOX_FLUSHED)
 
     def committed(self, entries: Sequence[Pending]) -> None:

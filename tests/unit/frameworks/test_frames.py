@@ -43,7 +43,7 @@ class Outlet:
 
     map_error = admits = prepare
 
-    def write(self, entries: Sequence[Pending]) -> Steps[None]:
+    def write(self, entries: Sequence[Pending], *, last: bool = True) -> Steps[None]:
         first = yield Statement("one", {"n": len(entries)})
         second = yield Statement("two")
         self.log.append((self.name, first.count, second.count))

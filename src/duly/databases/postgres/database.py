@@ -176,7 +176,7 @@ class PostgresDatabase:
         row has a key.
         """
         if statement.name == "outbox.insert":
-            return self._insert(statement.many or [])
+            return self._insert(statement.many or [], last=statement.params.get("last", True))
         if self.pooled and statement.name in ("inbox.deadline", "inbox.guard"):
             return self._handler_settings(statement.name)
         if statement.name == "lease.horizon":
@@ -239,7 +239,7 @@ class PostgresDatabase:
             return self._driver.OperationalError(result.error_message.decode(errors="replace"))
         return self._driver.errors.error_from_result(result)
 
-    def _insert(self, rows: Sequence[Any]) -> Sequence[Call]:
+    def _insert(self, rows: Sequence[Any], *, last: bool) -> Sequence[Call]:
         stripes = sorted({row["stripe"] for row in rows if row["stripe"] is not None})
         if not stripes and len(rows) == 1:
             return [(self._text("outbox.insert_one"), rows[0], False)]
@@ -247,16 +247,18 @@ class PostgresDatabase:
             "namespace": self._namespace,
             "lock_timeout": f"{int(self._timeouts[0] * 1000)}ms",
         }
-        constraints = (self._text("outbox.constraints"), None, False)
+        # In the middle of a transaction a deferred constraint may still be waiting for its other
+        # half; at its end the check comes before the locks, or it could close a circle of waiting.
+        before: list[Call] = [(self._text("outbox.constraints"), None, False)] if last else []
         if len(rows) == 1:
             one = {**rows[0], **locking}
-            return [constraints, (self._text("outbox.insert_one_keyed"), one, False)]
+            return [*before, (self._text("outbox.insert_one_keyed"), one, False)]
         values = _columns(rows)
         del values["stripe"]
         if not stripes:
             return [(self._text("outbox.insert_plain"), values, False)]
         values |= {"stripes": stripes, **locking}
-        return [constraints, (self._text("outbox.insert_keyed"), values, False)]
+        return [*before, (self._text("outbox.insert_keyed"), values, False)]
 
     def _text(self, name: str) -> str:
         found: Sql = self._sql[name]

@@ -13,7 +13,7 @@ nobody says when it ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -50,7 +50,7 @@ class DjangoJoin:
             entry.resolve()
             if entry.outlet is not None:
                 _admit(connection, entry.outlet)
-                write([numbered], partial(_run, connection))
+                write([numbered], partial(_run, connection), last=False)
         connection.on_commit(partial(_finish, numbered))
 
     def flush(self, target: Any) -> None:
@@ -112,7 +112,7 @@ def _admit(connection: Any, outlet: Outlet) -> None:
 def _run(connection: Any, outlet: Outlet, statement: Statement) -> Result:
     result = Result([], 0)
     try:
-        for text, values, many in _calls(outlet, statement):
+        for text, values, many in outlet.prepare(statement):
             with connection.cursor() as cursor:
                 if many:
                     cursor.executemany(text, values)
@@ -126,10 +126,3 @@ def _run(connection: Any, outlet: Outlet, statement: Statement) -> Result:
             raise
         raise ours from error
     return result
-
-
-def _calls(outlet: Outlet, statement: Statement) -> Sequence[tuple[str, Any, bool]]:
-    """Without the check of deferred constraints: that is for a message that is the last statement.
-    Here the block goes on, and Django's foreign keys are all deferred to its end.
-    """
-    return [call for call in outlet.prepare(statement) if not call[0].startswith("SET CONSTRAINTS")]

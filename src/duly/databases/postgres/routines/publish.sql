@@ -18,7 +18,6 @@ BEGIN
         END IF;
         hash := ('x' || left(md5(octet_length(topic) || ':' || topic || octet_length(key) || ':' || key), 8))::bit(32)::bigint;
         place := (hash % {stripes}) % {lanes};
-        SET CONSTRAINTS ALL IMMEDIATE;
         PERFORM pg_advisory_xact_lock({namespace}, (hash % {stripes})::integer);
     END IF;
     INSERT INTO duly_outbox AS o (message_id, message_type, kind, topic, key, lane, payload, headers)
