@@ -19,7 +19,8 @@ from duly.errors import (
 
 __all__ = ["mapped", "number_of"]
 
-_DRIVERS = ("pymysql", "asyncmy")
+# Where PyMySQL stands in for MySQLdb, parts of it are imported a second time under that name.
+_DRIVERS = ("pymysql", "asyncmy", "MySQLdb")
 # 1020 changed since last read, 1205 lock timeout, 1213 deadlock, 1317 and 1969 statement ended,
 # 1614 XA deadlock, 3024 statement took too long, 3101 refused by the group, 3572 not at once
 _CONFLICTS = {1020, 1205, 1213, 1317, 1614, 1969, 3024, 3101, 3572}
