@@ -19,6 +19,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from enum import Enum
 from functools import cache, lru_cache
 from types import TracebackType
 from typing import Any, Self
@@ -284,46 +285,56 @@ def _say(connection: Any, texts: Sequence[str]) -> None:
 
 # --- what a connection is and does ----------------------------------------------------------------
 def _check(connection: Any) -> None:
-    if isinstance(connection, sqlite3.Connection):
+    driver = _driver(connection.__class__)
+    if driver is _Driver.SQLITE:
         return
-    if _is_mysql(connection):
-        if not connection.open:
-            raise NotInTransactionError("the connection is closed")
-        return
-    if _is_psycopg(connection):
-        from psycopg import AsyncConnection, Connection
-
-        if isinstance(connection, Connection | AsyncConnection):
-            if connection.closed:
-                raise NotInTransactionError("the connection is closed")
-            return
-    raise NotInTransactionError(
-        f"{type(connection).__module__}.{type(connection).__qualname__} "
-        "is no connection of sqlite3, psycopg or PyMySQL",
-        code="NOT_A_TRANSACTION",
-    )
+    if driver is None:
+        raise NotInTransactionError(
+            f"{type(connection).__module__}.{type(connection).__qualname__} "
+            "is no connection of sqlite3, psycopg or PyMySQL",
+            code="NOT_A_TRANSACTION",
+        )
+    if connection.closed if driver is not _Driver.MYSQL else not connection.open:
+        raise NotInTransactionError("the connection is closed")
 
 
-def _packages(connection: Any) -> frozenset[str]:
-    kind: Any = type(connection)
-    return _packages_of(kind)
+class _Driver(Enum):
+    SQLITE = "sqlite3"
+    MYSQL = "PyMySQL"
+    PSYCOPG = "psycopg"
+    PSYCOPG_ASYNC = "psycopg, async"
 
 
 @lru_cache(maxsize=256)
-def _packages_of(kind: type) -> frozenset[str]:
-    return frozenset(cls.__module__.partition(".")[0] for cls in kind.__mro__)
+def _driver(kind: Any) -> _Driver | None:
+    """Whose connection it is, by its class; a driver that nobody has imported is not imported."""
+    packages = {cls.__module__.partition(".")[0] for cls in kind.__mro__}
+    if issubclass(kind, sqlite3.Connection):
+        return _Driver.SQLITE
+    if "pymysql" in packages:
+        from pymysql.connections import Connection
+
+        return _Driver.MYSQL if issubclass(kind, Connection) else None
+    if "psycopg" in packages:
+        from psycopg import AsyncConnection
+        from psycopg import Connection as SyncConnection
+
+        if issubclass(kind, SyncConnection):
+            return _Driver.PSYCOPG
+        return _Driver.PSYCOPG_ASYNC if issubclass(kind, AsyncConnection) else None
+    return None
 
 
 def _is_psycopg(connection: Any) -> bool:
-    return "psycopg" in _packages(connection)
+    return _driver(connection.__class__) in (_Driver.PSYCOPG, _Driver.PSYCOPG_ASYNC)
 
 
 def _is_mysql(connection: Any) -> bool:
-    return "pymysql" in _packages(connection) and hasattr(connection, "server_status")
+    return _driver(connection.__class__) is _Driver.MYSQL
 
 
 def _is_async(connection: Any) -> bool:
-    return _is_psycopg(connection) and hasattr(connection, "__aenter__")
+    return _driver(connection.__class__) is _Driver.PSYCOPG_ASYNC
 
 
 def _depth(connection: Any) -> int:
