@@ -414,6 +414,8 @@ def is_key(value: object) -> bool:
     """Whether ``value`` is text of 1 to KEY_BYTES_MAX bytes of UTF-8, without NUL."""
     if not isinstance(value, str) or not 1 <= len(value) <= KEY_BYTES_MAX:
         return False
+    if value.isascii():
+        return "\0" not in value
     return not _NO_KEY.search(value) and len(value.encode()) <= KEY_BYTES_MAX
 
 
@@ -448,9 +450,11 @@ def header_problem(name: object, value: object) -> str:
 
 def is_plain_text(value: object, *, bytes_max: int) -> bool:
     """Whether ``value`` is text of 1 to ``bytes_max`` bytes of UTF-8 without control characters."""
-    if not isinstance(value, str) or not value or len(value) > bytes_max or _CONTROL.search(value):
+    if not isinstance(value, str) or not value or len(value) > bytes_max:
         return False
-    return len(value.encode()) <= bytes_max
+    if value.isascii():  # the usual case; what is not printable there is C0 and DEL
+        return value.isprintable()
+    return not _CONTROL.search(value) and len(value.encode()) <= bytes_max
 
 
 def _encode_hook(value: Any) -> Any:

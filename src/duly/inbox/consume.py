@@ -44,6 +44,7 @@ __all__ = ["Consumer"]
 _log = logging.getLogger("duly.consume")
 
 COLLECT_SECONDS = 0.004  # ends are acknowledged together; far below any round trip's notice
+COLLECT_ENOUGH = 100  # messages of one job are acknowledged at once: the broker waits to send more
 TROUBLE_SECONDS = 0.5  # between a release and the next batch, so that trouble does not spin
 _source, _handler = attrgetter("source"), attrgetter("handler")
 _FINISHED = (End.DONE, End.DUPLICATE, End.OWNED, *STORED)
@@ -300,10 +301,12 @@ class Consumer:
     def _done(self, job: Job, endings: Sequence[Ending], began: float) -> None:
         """From any thread."""
         self._ended.append(_Ended(job, endings, began))
-        if not self._notified:
+        loop = self._loop
+        assert loop is not None
+        if len(endings) >= COLLECT_ENOUGH:
+            loop.call_soon_threadsafe(self._collect)
+        elif not self._notified:
             self._notified = True
-            loop = self._loop
-            assert loop is not None
             loop.call_soon_threadsafe(loop.call_later, COLLECT_SECONDS, self._collect)
 
     def _collect(self) -> None:

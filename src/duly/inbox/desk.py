@@ -3,8 +3,8 @@
 Owns one SQLAlchemy connection, the driver's connection behind it, and at most one transaction.  It
 belongs to one worker for as long as it lives: never in a pool, opened again after it was lost, with
 the handler's hard deadline as the server's limit for waiting and for idling.  The hot path uses the
-driver only; SQLAlchemy's connection says BEGIN and COMMIT, so that a ``Session`` can join at any
-moment.
+driver only; SQLAlchemy's connection says BEGIN and COMMIT, or is told of them when a ``Session``
+joins or somebody listens, because telling it takes as long as all the rest.
 
 The invariant is the *guard*: a savepoint set right after BEGIN.  Whoever ends our transaction - by
 a method, by SQL text, by closing - ends the savepoint too, so releasing it before COMMIT fails and
@@ -82,7 +82,8 @@ class Desk:
 
     @property
     def core(self) -> Any:
-        """SQLAlchemy's connection."""
+        """SQLAlchemy's connection, in the transaction that was begun."""
+        self._tell()
         return self._core
 
     def shared(self, reach: Callable[[], Any]) -> AbstractContextManager[Callable[[], None]]:
@@ -96,6 +97,7 @@ class Desk:
     def close(self) -> None:
         """Close the connection, whatever its state; never raises."""
         core, self._core, self._dbapi, self.driver = self._core, None, None, None
+        self._quick = None
         if core is not None:
             with suppress(Exception):  # a connection that cannot be closed is gone already
                 core.invalidate()
@@ -156,6 +158,8 @@ class Desk:
     @property
     def in_transaction(self) -> bool:
         """Whether ``begin`` was called, or a session has begun."""
+        if self._quick is not None:
+            return True
         return self._core is not None and self._core.in_transaction()
 
     def begin(self) -> None:
@@ -168,9 +172,7 @@ class Desk:
         """Begin, where nobody has, and set the savepoint that tells whether this is still the same
         transaction.
         """
-        self._quick = None
         if self._at_once is not None and not self.in_transaction and self._begin_at_once():
-            self._quick = self._at_once
             return
         if not self.in_transaction:
             self.begin()
@@ -182,8 +184,15 @@ class Desk:
         with self._turn():
             begun = self._at_once.begin_guarded(self.driver)
         if begun:
-            self._core.begin()  # so that a session can join
+            self._quick = self._at_once
+            if _is_heard(self._core):
+                self._tell()
         return begun
+
+    def _tell(self) -> None:
+        """Let SQLAlchemy know of a transaction that was begun without it."""
+        if self._quick is not None and not self._core.in_transaction():
+            self._core.begin()
 
     def unguard(self, *, committing: bool = False) -> Exception | None:
         """Release the savepoint; also commit, where that can be done at once. committing: the next
@@ -195,6 +204,7 @@ class Desk:
             if committing and self._quick is not None:
                 return self._quick.commit_guarded(self.driver)
             self.execute(_UNGUARD)
+            self._tell()  # it is what commits
         except Exception as error:
             mapped = self.mapped(error)
             if (
@@ -242,6 +252,7 @@ class Desk:
             before()
             if (transaction := self._core.get_transaction()) is not None:
                 transaction.commit()
+            self._quick = None
         except Exception as error:
             mapped = self.mapped(error)
             lost = self.lost
@@ -254,6 +265,7 @@ class Desk:
 
     def rollback(self) -> None:
         """Roll back, by closing the connection where nothing else helps; never raises."""
+        self._quick = None
         if self._core is None:
             return
         try:
@@ -300,6 +312,16 @@ class AsyncDesk:
                 await connection.run_sync(lambda _: self.desk.close())
             with suppress(Exception):
                 await connection.close()
+
+
+def _is_heard(core: Any) -> bool:
+    """Whether the program listens to the transactions of SQLAlchemy's connection or its engine."""
+    told = core.dispatch
+    for listeners in (told.begin, told.commit, told.rollback):
+        for one in listeners:
+            if not str(getattr(one, "__module__", "")).startswith("duly."):
+                return True
+    return False
 
 
 def _agree() -> None:

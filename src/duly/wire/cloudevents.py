@@ -54,8 +54,11 @@ from duly.message import (
 __all__ = [
     "CONTENT_TYPE",
     "STRUCTURED_CONTENT_TYPE",
+    "common_of",
     "from_headers",
     "from_structured",
+    "like",
+    "own_names",
     "to_headers",
 ]
 
@@ -78,7 +81,7 @@ _ILLEGAL = "\ud800"  # stands for a value that cannot be text; no rule admits it
 _BREAKS = re.compile("[\r\n\0]")  # what splits headers and lines of a log
 _DATA = frozenset({"data", "data_base64"})
 _COMMON_MAX = 16
-_ALL_TEXT = {str}
+_ALL_TEXT = {str, bytes}
 
 
 class _BrokenError(ValueError):
@@ -132,24 +135,42 @@ def _like_another(
     """The message, when it differs from one that was read before in no more than id, time and key:
     then only these are looked at. None when it must be read as a whole.
     """
-    if "traceparent" in headers or len(headers) > _COMMON_MAX:
-        return None  # every one is different, or large
-    if set(map(type, headers.values())) != _ALL_TEXT:
+    names = own_names(prefix)
+    common = common_of(headers, prefix=prefix, topic=topic)
+    if common is None:
         return None
-    names = _own_names(prefix)
-    id_, moment, key = map(headers.get, names)
-    rest = tuple([item for item in headers.items() if item[0] not in names])
-    common = _common(rest, prefix, topic)
-    if common is None or not _is_text(id_) or not (key is None or is_key(key)):
+    id_, moment, key = map(_as_text, map(headers.get, names))
+    return like(common, own=(id_, moment, key), payload=payload)
+
+
+def common_of(headers: Mapping[str, object], *, prefix: str, topic: str) -> Message | None:
+    """What all messages have in common that have these headers, whatever their id, time and key;
+    None when each must be read as a whole.
+    """
+    if "traceparent" in headers or not 0 < len(headers) <= _COMMON_MAX:
+        return None  # every one is different, or there is nothing, or too much
+    if not _ALL_TEXT.issuperset(map(type, headers.values())):
+        return None
+    names = own_names(prefix)
+    return _common(tuple([item for item in headers.items() if item[0] not in names]), prefix, topic)
+
+
+def like(common: Message, *, own: tuple[object, object, object], payload: bytes) -> Message | None:
+    """The message that has its own id, time and key and the rest in common with others; None when
+    one of them is not legal.
+    """
+    id_, moment, key = own
+    if not _is_text(id_) or not (key is None or is_key(key)):
         return None
     if not isinstance(moment, str) or not moment or _time(moment) != moment:
         return None
     kept = {**common.headers, HEADER_TIME: moment}
-    return Message(id_, common.type, common.kind, topic, key, payload, kept)  # type: ignore[arg-type]
+    return Message(id_, common.type, common.kind, common.topic, key, payload, kept)  # type: ignore[arg-type]
 
 
 @cache
-def _own_names(prefix: str) -> tuple[str, str, str]:
+def own_names(prefix: str) -> tuple[str, str, str]:
+    """The headers of id, time and key, which every message has for itself."""
     return prefix + "id", prefix + HEADER_TIME, prefix + "partitionkey"
 
 
@@ -159,7 +180,7 @@ def _common(rest: tuple[tuple[str, object], ...], prefix: str, topic: str) -> Me
     id, time or key in another spelling.
     """
     headers = dict(rest)
-    if any(name in headers for other in _AMQP_PREFIXES for name in _own_names(other)):
+    if any(name in headers for other in _AMQP_PREFIXES for name in own_names(other)):
         return None
     read = _from_headers(headers, b"", prefix=prefix, topic=topic, fallback_id="")
     return None if HEADER_UNDECODABLE in read.headers else read

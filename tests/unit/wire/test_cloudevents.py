@@ -357,6 +357,11 @@ PLAIN = {"ce_type": "order.placed", "ce_source": "/duly/shop", "ce_id": "1", "ce
         {"ce_partitionkey": ""},
         {"ce_partitionkey": "k" * 2000},
         {"ce_partitionkey": 7},
+        {"ce_id": b"7"},
+        {"ce_id": b"\xff"},
+        {"ce_time": b"2026-02-03T04:05:06Z"},
+        {"ce_partitionkey": b"\xff"},
+        {"tenant": b"\xff"},
         {"ce_type": "a\nb"},
         {"cloudEvents:id": "other"},
         {"traceparent": TRACE},
@@ -385,3 +390,11 @@ def test_messages_that_differ_in_id_time_and_key_share_the_rest():
     assert [(m.id, m.key) for m in messages] == [("0", "k0"), ("1", "k1"), ("2", "k2")]
     assert all(m.headers == {"source": "shop", "time": MOMENT} for m in messages)
     assert _common.cache_info().misses == 1
+
+
+def test_headers_that_come_as_bytes_share_the_rest_likewise():
+    _common.cache_clear()
+    for number in range(3):
+        given = {**PLAIN, "ce_id": f"{number}", "ce_partitionkey": f"k{number}"}
+        assert read({name: text.encode() for name, text in given.items()}) == read(given)
+    assert _common.cache_info().misses == 2, "one for bytes, one for text"

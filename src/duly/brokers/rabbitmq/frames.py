@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from pika import data as pika_data
@@ -32,6 +32,7 @@ __all__ = [
     "frames",
     "publish_method",
     "requeue",
+    "text_spans",
 ]
 
 FRAME_END = 0xCE
@@ -66,6 +67,9 @@ class Delivered(NamedTuple):
     consumer: bytes
     tag: int
     redelivered: bool
+
+
+_as_delivered = partial(tuple.__new__, Delivered)  # a third of the time that Delivered(...) takes
 
 
 class Properties(NamedTuple):
@@ -171,7 +175,7 @@ def decode_deliver(buffer: bytes, start: int) -> Delivered:
     size = buffer[start]
     end = start + 1 + size
     tag, redelivered = _CONFIRM.unpack_from(buffer, end)
-    return Delivered(buffer[start + 1 : end], tag, bool(redelivered & 1))
+    return _as_delivered((buffer[start + 1 : end], tag, bool(redelivered & 1)))
 
 
 def decode_properties(header: bytes) -> Properties:
@@ -204,6 +208,31 @@ def _decode_properties(header: bytes) -> Properties:
     if flags & 0x0080:
         message_id, at = _read_short(header, at)
     return Properties(content_type, headers, message_id)
+
+
+def text_spans(header: bytes) -> dict[str, tuple[int, int]]:
+    """Where the value of each text field lies in a content header, and of the message id, under "".
+
+    Only of headers with the properties that ``content`` writes; none for others. header: one that
+    ``decode_properties`` can read.
+    """
+    if int.from_bytes(header[12:14], "big") != _FLAGS:
+        return {}
+    at = 15 + header[14]
+    end = at + 4 + _LONG.unpack_from(header, at)[0]
+    spans: dict[str, tuple[int, int]] = {}
+    at += 4
+    while at < end:
+        kind_at = at + 1 + header[at]
+        name = _known_name(header[at + 1 : kind_at])
+        if header[kind_at] == 83:
+            start = kind_at + 5
+            at = start + _LONG.unpack_from(header, kind_at + 1)[0]
+            spans[name] = (start, at)
+        else:
+            _, at = pika_data.decode_value(header, kind_at)
+    spans[""] = (end + 2, len(header))  # behind the delivery mode and its own length
+    return spans
 
 
 def _read_short(buffer: bytes, at: int) -> tuple[str, int]:

@@ -1,7 +1,9 @@
 """PostgreSQL on psycopg 3.
 
 Owns our private connections: autocommit, statements planned by index (``enable_seqscan`` off: a
-queue table that was empty when the statistics were taken looks like one page), lock and idle
+queue table that was empty when the statistics were taken looks like one page) and never compiled
+(``jit`` off: by the penalty for a scan that no index spares, a statement of a millisecond looks
+like hours of work, and compiling it takes a hundred times as long as running it), lock and idle
 timeouts so that a frozen process cannot block its successor, and LISTEN for the wake-up.  Behind a
 pooler in transaction mode no session is ours: these settings are then made anew in each
 transaction, nothing is prepared on the server, and LISTEN has a connection that goes around the
@@ -49,7 +51,7 @@ _NO_TRANSACTION = "25P01"
 _CONFLICTS = {"40001", "40P01", "55P03", "55006"}
 _REFUSED = {"28000", "28P01", "3D000", "42501"}
 _UNAVAILABLE = ("08", "57", "53")
-_BY_INDEX = {"enable_seqscan": "off", "enable_bitmapscan": "off"}
+_BY_INDEX = {"enable_seqscan": "off", "enable_bitmapscan": "off", "jit": "off"}
 # A connection that was not made has no SQLSTATE; libpq keeps only the server's text.
 _REFUSED_TEXT = re.compile(
     "password authentication failed|no pg_hba.conf entry|is not permitted to log in|"
@@ -207,7 +209,7 @@ class PostgresDatabase:
         if type(driver) is not self._driver.Connection or driver.autocommit:
             return False
         settings = (driver.isolation_level, driver.read_only, driver.deferrable)
-        idle = driver.info.transaction_status is self._driver.pq.TransactionStatus.IDLE
+        idle = driver.pgconn.transaction_status == self._driver.pq.TransactionStatus.IDLE
         if settings != (None, None, None) or not idle:
             return False
         (guard, _, _), *_ = self.prepare(Statement("inbox.guard"))

@@ -70,6 +70,7 @@ class SqliteDatabase:
         self._now = now
         self._engine, self._async_engine = engine, async_engine
         self._owned: list[Any] = []
+        self._gate = gate_of(self.path)
 
     def connect(self) -> SqliteConnection:
         """Open a private connection. Raises DatabaseUnavailableError, ConfigurationError."""
@@ -114,7 +115,7 @@ class SqliteDatabase:
 
     def turn(self) -> AbstractContextManager[None]:
         """A fair gate before BEGIN IMMEDIATE."""
-        return gate_of(self.path).turn(self.busy_seconds)
+        return self._gate.turn(self.busy_seconds)
 
     def prepare(self, statement: Statement) -> Sequence[Call]:
         """The driver calls of a statement; lists become JSON, ``:now`` is filled in.

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-__all__ = ["Gate", "gate_of"]
+__all__ = ["Gate", "Turn", "gate_of"]
 
 _gates: dict[str, Gate] = {}
 _gates_lock = threading.Lock()
@@ -24,29 +22,37 @@ class Gate:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._queue: deque[threading.Event] = deque()
+        self._queue: deque[Turn] = deque()
 
-    @contextmanager
-    def turn(self, timeout_seconds: float) -> Iterator[None]:
+    def turn(self, timeout_seconds: float) -> Turn:
         """Wait for our turn, at most ``timeout_seconds``; then go on out of turn: SQLite's own lock
         still protects.
         """
-        ticket = threading.Event()
-        with self._lock:
-            self._queue.append(ticket)
-            if self._queue[0] is ticket:
-                ticket.set()
-        ticket.wait(timeout_seconds)
-        try:
-            yield
-        finally:
-            self._leave(ticket)
+        return Turn(self._lock, self._queue, timeout_seconds)
 
-    def _leave(self, ticket: threading.Event) -> None:
+
+class Turn:
+    """One turn at a gate: a context manager, used once."""
+
+    __slots__ = ("_called", "_lock", "_queue", "_timeout_seconds")
+
+    def __init__(self, lock: threading.Lock, queue: deque[Turn], timeout_seconds: float) -> None:
+        self._lock, self._queue, self._timeout_seconds = lock, queue, timeout_seconds
+        self._called: threading.Event | None = None  # nearly always nobody is in front
+
+    def __enter__(self) -> None:
         with self._lock:
-            self._queue.remove(ticket)
             if self._queue:
-                self._queue[0].set()
+                self._called = threading.Event()
+            self._queue.append(self)
+        if self._called is not None:
+            self._called.wait(self._timeout_seconds)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._queue.remove(self)
+            if self._queue and (called := self._queue[0]._called) is not None:
+                called.set()
 
 
 def gate_of(path: str) -> Gate:

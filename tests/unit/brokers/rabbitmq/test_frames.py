@@ -55,6 +55,19 @@ def test_content_reads_as_pika_and_we_read_it(
     assert mine == frames.Properties("application/json", headers, message_id)
 
 
+@given(st.dictionaries(NAME, TEXT, max_size=12), st.text(max_size=60))
+def test_the_values_lie_where_it_is_said(headers: dict[str, str], message_id: str) -> None:
+    whole = frames.content(7, message_id, headers, payload=b"{}", frame_max=131_072)[1]
+    spans = frames.text_spans(whole)
+    found = {name: whole[start:end].decode() for name, (start, end) in spans.items()}
+    assert found == {**headers, "": message_id}
+
+
+def test_of_other_properties_nothing_is_said() -> None:
+    given = spec.BasicProperties(headers={"a": "b"}, message_id="1", app_id="other")
+    assert frames.text_spans(header(given)) == {}
+
+
 @pytest.mark.parametrize("size", [0, 1, 4088, 4089, 3 * 4088, 3 * 4088 + 1])
 def test_no_frame_is_larger_than_agreed(size: int) -> None:
     head, *bodies = pika_frames(

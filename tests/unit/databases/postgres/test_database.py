@@ -152,6 +152,7 @@ def test_behind_a_pooler_every_transaction_makes_its_settings(database: Postgres
         "SET LOCAL idle_in_transaction_session_timeout = 9000",
         "SET LOCAL enable_seqscan = off",
         "SET LOCAL enable_bitmapscan = off",
+        "SET LOCAL jit = off",
     ]
     assert pooled.prepare(Statement("inbox.deadline", {"milliseconds": "9000"})) == [
         ("SELECT 1", None, False)

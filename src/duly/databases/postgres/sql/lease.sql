@@ -41,14 +41,15 @@ SELECT l.lane, l.holder, l.token FROM duly_lease l WHERE l.scope = %(scope)s AND
 -- From nobody, or from an owner that this very snapshot knows as dead. Not "from one that has no member row": an UPDATE
 -- that waited for another taker meets that one's lanes, but looks for its member row in the past, and would rob it.
 UPDATE duly_lease l SET holder = %(holder)s, token = token + 1, seen_at = clock_timestamp()
-WHERE l.scope = %(scope)s AND l.lane = ANY(%(lanes)s) AND (l.holder IS NULL OR l.holder IN (
+WHERE l.kind = 'lane' AND l.scope = %(scope)s AND l.lane = ANY(%(lanes)s) AND (l.holder IS NULL OR l.holder IN (
     SELECT o.holder FROM duly_lease o
     WHERE o.scope = %(scope)s AND o.kind = 'lane' AND NOT EXISTS (
         SELECT 1 FROM duly_lease m WHERE m.kind = 'member' AND m.holder = o.holder)))
 RETURNING l.lane, l.token
 
 -- name: lease.release
-UPDATE duly_lease SET holder = NULL WHERE scope = %(scope)s AND lane = ANY(%(lanes)s) AND holder = %(holder)s
+UPDATE duly_lease SET holder = NULL
+WHERE kind = 'lane' AND scope = %(scope)s AND lane = ANY(%(lanes)s) AND holder = %(holder)s
 
 -- name: lease.guard
 SELECT 1 FROM duly_lease WHERE name = %(name)s AND holder = %(holder)s AND token = %(token)s FOR SHARE
