@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from sqlalchemy import Connection, create_engine, inspect, text
 from sqlalchemy.engine import Engine, make_url
@@ -34,6 +34,10 @@ __all__ = ["BROKERS", "DATABASES", "clean_broker", "clean_database", "plain_engi
 BROKERS = {
     "amqp": "RabbitMQ",
     "amqps": "RabbitMQ",
+    "embedded+mariadb": "embedded broker on MariaDB",
+    "embedded+mysql": "embedded broker on MySQL",
+    "embedded+postgres": "embedded broker on PostgreSQL",
+    "embedded+postgresql": "embedded broker on PostgreSQL",
     "kafka": "Kafka",
     "kafkas": "Kafka",
     "nats": "NATS",
@@ -122,10 +126,13 @@ def _drop(connection: Connection) -> None:
 
 
 def clean_broker(url: str) -> None:
-    """Delete what the demo has made on a server; the embedded broker is a new file.
+    """Delete what the demo has made on a server; the file of the embedded broker is new.
 
     Raises BrokerUnavailableError, MissingExtraError.
     """
+    if scheme_of(url).startswith("embedded+"):
+        _clean_tables(url)
+        return
     cleaners = {
         "ActiveMQ": _clean_activemq,
         "RabbitMQ": _clean_rabbitmq,
@@ -140,7 +147,26 @@ def clean_broker(url: str) -> None:
 
 def scheme_of(url: str) -> str:
     """The part of a URL that names the kind of server."""
-    return url.partition(":")[0].partition("+")[0].lower()
+    scheme = url.partition(":")[0].lower()
+    return scheme if scheme.startswith("embedded+") else scheme.partition("+")[0]
+
+
+def _clean_tables(url: str) -> None:
+    """Drop the tables of an embedded broker on a database server."""
+    target = urlsplit(url.partition("+")[2])
+    ours = ("lease", "retention")
+    query = urlencode([(name, v) for name, v in parse_qsl(target.query) if name not in ours])
+    engine = plain_engine(target._replace(query=query).geturl())
+    try:
+        with engine.begin() as connection:
+            for name in inspect(connection).get_table_names():
+                if name.startswith(f"{PREFIX}broker_"):
+                    connection.execute(text(f"DROP TABLE {name}"))
+    except DBAPIError as error:
+        reason = str(error.orig).strip().partition("\n")[0][:200]
+        raise BrokerUnavailableError(f"{redact(url)}: {reason}") from error
+    finally:
+        engine.dispose()
 
 
 def _clean_activemq(url: str) -> None:

@@ -1,9 +1,9 @@
-"""The asyncio face of the embedded broker: calls become jobs of the engine's thread, one per batch.
+"""The asyncio face of the embedded broker: calls become jobs of an engine's thread, one per batch.
 
 Invariant: a publish that its caller has given up on is never committed afterwards, unless the
-commit had begun - then its outcome was unknown. Owns the URL, the deadline of a publish and the
-hand-over of batches to the loop; leaves out every statement (``log``, ``claims``) and every
-decision about sources (``reader``).
+commit had begun - then its outcome was unknown. Owns the deadline of a publish and the hand-over of
+batches to the loop; leaves out the URL (``places``), every statement (``log``, ``claims``) and
+every decision about sources (``reader``).
 """
 
 from __future__ import annotations
@@ -15,20 +15,18 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from secrets import token_hex
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 from duly.brokers.embedded.engine import Engine, Feed
-from duly.brokers.embedded.log import PAYLOAD_BYTES_MAX, Log
+from duly.brokers.embedded.log import Log
+from duly.brokers.embedded.places import place_of
 from duly.brokers.embedded.reader import Reader, Token
-from duly.brokers.embedded.schema import boot_seconds
+from duly.brokers.embedded.store import boot_seconds
 from duly.errors import BrokerUnavailableError, ConfigurationError, DulyError, OutcomeUnknownError
 from duly.kernel import failpoints
 from duly.message import Message
 from duly.ports import (
-    BrokerFeatures,
     Delivery,
     Finding,
     Outcome,
@@ -45,55 +43,67 @@ __all__ = ["EmbeddedBroker", "EmbeddedSubscription"]
 
 T = TypeVar("T")
 
-MEMORY = ":memory:"
 CALL_SECONDS = 10.0
-CLOSE_SECONDS = 5.0
-_UNKNOWN = Outcome(OutcomeKind.UNKNOWN, "no answer from the disk before the deadline")
+CLOSE_SECONDS = 4.0
+_UNKNOWN = Outcome(OutcomeKind.UNKNOWN, "no answer before the deadline")
 
 
 class EmbeddedBroker:
-    """A durable log with consumer groups in a SQLite file, for many processes on one machine.
+    """A durable log with consumer groups in a SQLite file, for many processes on one machine, or in
+    tables of PostgreSQL, MySQL or MariaDB.
 
-    url: ``embedded:///relative.db``, ``embedded:////absolute.db``, or ``embedded:///:memory:``
-    (this object only). lease_seconds: after a crash, until another process takes over.
-    retention_seconds: how long messages that every group has read are kept. Raises
-    ConfigurationError for a bad URL or a limit that is not above zero.
+    url: ``embedded:///relative.db``, ``embedded:////absolute.db``, ``embedded:///:memory:`` (this
+    object only), ``embedded+postgresql://...`` or ``embedded+mysql://...``. lease_seconds: after a
+    crash, until another process takes over. retention_seconds: how long messages that every group
+    has read are kept; both of the URL where not given. prefix: of the tables on a server. Raises
+    ConfigurationError for a bad URL or a limit that is not above zero, MissingExtraError for a
+    driver that is not installed.
 
-    Guarantee: at least once, in order per key; a confirmed batch is on the disk, whole. On failure:
+    Guarantee: at least once, in order per key; a confirmed batch is committed, whole. On failure:
     nothing of a batch is stored unless its outcome is UNKNOWN. Idempotence: none, a batch published
     twice is there twice.
     """
 
     def __init__(
-        self, url: str, *, lease_seconds: float = 4.0, retention_seconds: float = 7 * 86_400.0
+        self,
+        url: str,
+        *,
+        lease_seconds: float | None = None,
+        retention_seconds: float | None = None,
+        prefix: str = "duly_",
     ) -> None:
-        self._path = _path(url)
-        if not lease_seconds > 0 or not retention_seconds > 0:
+        place = place_of(url, prefix=prefix)
+        lease = place.lease_seconds if lease_seconds is None else lease_seconds
+        keep = place.retention_seconds if retention_seconds is None else retention_seconds
+        if not lease > 0 or not keep > 0:
             raise ConfigurationError(
                 "embedded broker: lease_seconds and retention_seconds must be above 0"
             )
-        self.features = BrokerFeatures(
-            durable=self._path != MEMORY,
-            ordered_source=True,
-            atomic_batch=True,
-            reports_unrouted=True,
-            redelivers=True,
-            late_subscriber_sees_history=True,
-            payload_bytes_max=PAYLOAD_BYTES_MAX,
-        )
+        self.features = place.features
+        self._place = place
         self._engine = Engine(
-            self._path, lease_seconds=lease_seconds, retention_seconds=retention_seconds
+            lambda: Log(place.open(listening=True)),
+            name=place.name,
+            lease_seconds=lease,
+            retention_seconds=keep,
         )
+        self._sender = self._engine
+        if place.own_sender:
+            self._sender = Engine(
+                lambda: Log(place.open(listening=False)),
+                name=place.name,
+                lease_seconds=lease,
+                retention_seconds=None,
+            )
         self._subscriptions: list[EmbeddedSubscription] = []
 
     async def start(self) -> None:
-        """Open the file in the background. Raises ConfigurationError when its folder does not
-        exist.
+        """Open the log in the background. Raises ConfigurationError when the folder of its file
+        does not exist.
         """
-        folder = Path(self._path).parent
-        if self._path != MEMORY and not await asyncio.to_thread(folder.is_dir):
-            raise ConfigurationError(f"embedded broker: the folder {folder} does not exist")
-        self._engine.start()
+        await asyncio.to_thread(self._place.check)
+        for engine in {self._engine, self._sender}:
+            engine.start()
 
     async def declare(
         self, topics: Sequence[TopicSpec], subscriptions: Sequence[SubscriptionSpec]
@@ -120,10 +130,10 @@ class EmbeddedBroker:
         """
         if not messages:
             return []
-        if not self._engine.alive:
+        if not self._sender.alive:
             return _unavailable(messages, "the broker is not running")
         attempt = _Attempt(deadline_seconds)
-        future = self._engine.submit(lambda log: self._publish(log, messages, attempt))
+        future = self._sender.submit(lambda log: self._publish(log, messages, attempt))
         waiting = asyncio.wrap_future(future)
         waiting.add_done_callback(_seen)
         try:
@@ -146,7 +156,9 @@ class EmbeddedBroker:
             messages, wait_seconds=attempt.left_seconds(), may_commit=attempt.may_commit
         )
         failpoints.hit(failpoints.RELAY_SENT)
-        self._engine.published()
+        self._engine.post(self._engine.news)
+        if self._sender is not self._engine:
+            self._sender.submit(_ring)  # behind the answer: a hint must not cost an outcome
         return outcomes
 
     async def subscribe(self, spec: SubscriptionSpec) -> Subscription:
@@ -158,21 +170,12 @@ class EmbeddedBroker:
         return subscription
 
     async def inspect(self) -> Sequence[Finding]:
-        """The durability verdict, and whether the file can be used."""
-        if self._path == MEMORY:
-            return [_memory()]
+        """The durability verdict, and whether the log can be used."""
         try:
-            facts = await self._call(_facts)
+            return await self._call(lambda log: log.store.inspect())
         except DulyError as error:
-            return [
-                Finding(
-                    "EMBEDDED_FILE",
-                    Severity.RED,
-                    error.detail,
-                    "Check the path, its owner and the disk.",
-                )
-            ]
-        return [_durability(facts)]
+            fix = "Check the path, its owner and the disk, or the server and its URL."
+            return [Finding("EMBEDDED_LOG", Severity.RED, error.detail, fix)]
 
     async def topics(self) -> list[TopicStatus]:
         """Every topic with its depth, and per group what is read and what is left. Raises
@@ -181,7 +184,7 @@ class EmbeddedBroker:
         return await self._call(lambda log: log.topics())
 
     async def peek(self, topic: str, *, after: str | None = None, limit: int = 20) -> list[Peeked]:
-        """Stored messages in commit order, consuming nothing.
+        """Stored messages, each source in order, consuming nothing.
 
         after: the cursor of the last one seen; "" from the oldest kept; None for the newest
         ``limit``.
@@ -189,11 +192,16 @@ class EmbeddedBroker:
         return await self._call(lambda log: log.peek(topic, after=after, limit=limit))
 
     async def close(self) -> None:
-        """Close subscriptions and the file within a few seconds. Idempotent."""
+        """Close subscriptions and the log within a few seconds. Idempotent."""
+        end = time.monotonic() + CLOSE_SECONDS
         for subscription in list(self._subscriptions):
-            await subscription.close()
+            with contextlib.suppress(TimeoutError):  # a server that is silent: leases run out
+                await asyncio.wait_for(subscription.close(), max(0.1, end - time.monotonic()))
         self._subscriptions.clear()
-        await asyncio.to_thread(self._engine.close, CLOSE_SECONDS)
+        for engine in {self._engine, self._sender}:
+            engine.stop()
+        for engine in {self._engine, self._sender}:
+            await asyncio.to_thread(engine.close, end - time.monotonic())
 
     async def _call(self, work: Callable[[Log], T]) -> T:
         return await _wait(self._engine, self._engine.submit(work))
@@ -312,7 +320,7 @@ async def _wait(engine: Engine, future: Future[T]) -> T:
         return await asyncio.wait_for(asyncio.wrap_future(future), CALL_SECONDS)
     except TimeoutError:
         raise BrokerUnavailableError(
-            f"embedded broker {engine.path}: no answer in {CALL_SECONDS:.0f} s"
+            f"embedded broker {engine.name}: no answer in {CALL_SECONDS:.0f} s"
         ) from None
 
 
@@ -320,24 +328,6 @@ def _seen(waiting: asyncio.Future[Any]) -> None:
     """Look at the exception of a publish that nobody waits for any more."""
     if not waiting.cancelled():
         waiting.exception()
-
-
-def _path(url: str) -> str:
-    parts = urlsplit(url)
-    path = unquote(parts.path)[1:]
-    if (
-        parts.scheme != "embedded"
-        or parts.netloc
-        or parts.query
-        or parts.fragment
-        or not path
-        or "\0" in path
-    ):
-        raise ConfigurationError(
-            f"broker URL {ascii(url)[:200]}: write embedded:///file.db, "
-            "embedded:////folder/file.db or embedded:///:memory:"
-        )
-    return path
 
 
 def _group(spec: SubscriptionSpec, topic: TopicSpec) -> str:
@@ -349,35 +339,6 @@ def _unavailable(messages: Sequence[Message], why: str) -> list[Outcome]:
     return [Outcome(OutcomeKind.UNAVAILABLE, why)] * len(messages)
 
 
-def _facts(log: Log) -> dict[str, str]:
-    with log.reading() as db:
-        names = ("journal_mode", "synchronous", "user_version")
-        facts = {name: str(db.execute(f"PRAGMA {name}").fetchone()[0]) for name in names}
-        return facts | {
-            "sqlite": str(db.execute("SELECT sqlite_version()").fetchone()[0]),
-            "file": log.path,
-        }
-
-
-def _durability(facts: dict[str, str]) -> Finding:
-    good = facts["journal_mode"] == "wal" and facts["synchronous"] == "2"
-    settings = f"journal_mode={facts['journal_mode']}, synchronous={facts['synchronous']}"
-    meaning = "on the disk" if good else "not safe against a power cut"
-    message = f"{settings}: a confirmed batch is {meaning}"
-    severity = Severity.GREEN if good else Severity.RED
-    return Finding(
-        "EMBEDDED_DURABILITY",
-        severity,
-        message,
-        "" if good else "Move the file to a local disk.",
-        facts,
-    )
-
-
-def _memory() -> Finding:
-    return Finding(
-        "EMBEDDED_MEMORY",
-        Severity.RED,
-        "kept in memory: gone with the process",
-        "Use embedded:///file.db outside tests.",
-    )
+def _ring(log: Log) -> None:
+    with log.store.reading() as db:
+        db.ring()

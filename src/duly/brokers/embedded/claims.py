@@ -2,19 +2,18 @@
 
 Invariant: a source of a group has at most one holder whose lease has not run out, and every change
 of holder raises the token, so that a position written by an earlier holder meets another token and
-is dropped. Time is the machine's CLOCK_BOOTTIME, which all processes that can share the file see
-alike and nobody can set; an ``until`` further away than any lease could be was written before a
-restart of the machine and counts as run out.
+is dropped. Time is that of the store: the machine's CLOCK_BOOTTIME for a file, the server's clock
+for a server; an ``until`` further away than any lease could be was written before the clock was set
+back (or the machine restarted) and counts as run out.  ``now`` in the parameters is that of a file.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from duly.brokers.embedded.log import Log
-from duly.brokers.embedded.schema import PARTITIONS
+from duly.brokers.embedded.store import PARTITIONS, Rows, whole
 
 __all__ = ["Claimed", "Member", "claim", "leave", "renew", "share", "surrender"]
 
@@ -40,7 +39,7 @@ class Claimed(NamedTuple):
     orphaned: bool = False
 
 
-_ALIVE = "until > :now AND until <= :now + 2 * :ttl"
+_ALIVE = "until > {now} AND until <= {now} + 2 * :ttl"
 
 
 def share(members: Sequence[str], holder: str, topic: int) -> int:
@@ -58,37 +57,38 @@ def renew(
     log: Log, member: Member, held: Sequence[Claimed], *, now: float, ttl_seconds: float
 ) -> list[Claimed]:
     """Prolong the membership and the leases held; gives back the leases that are lost."""
-    until = now + ttl_seconds
-    with log.writing() as db:
+    times = {"now": now, "ttl": ttl_seconds, "holder": member.holder}
+    groups: dict[str, list[Claimed]] = {}
+    for c in held:
+        groups.setdefault(c.group, []).append(c)
+    with log.store.writing() as db:
         for topic, group in member.topics:
-            _join(db, (topic, group, member.holder), now=now, ttl_seconds=ttl_seconds)
-        statement = (
-            "UPDATE claim SET until = ? WHERE source = ? AND grp = ? AND token = ? AND holder = ?"
-        )
-        return [
-            c
-            for c in held
-            if not db.execute(
-                statement, (until, c.source, c.group, c.token, member.holder)
-            ).rowcount
-        ]
+            _join(db, {**times, "topic": topic, "group": group})
+        lost = []
+        for group in sorted(groups):
+            lost += _prolong(db, groups[group], {**times, "group": group})
+    return lost
 
 
-def _join(
-    db: sqlite3.Connection, row: tuple[int, str, str], *, now: float, ttl_seconds: float
-) -> None:
-    topic, group, holder = row
-    times = {"now": now, "ttl": ttl_seconds, "topic": topic, "grp": group, "holder": holder}
-    gone = db.execute(
-        f"DELETE FROM member WHERE topic = :topic AND grp = :grp AND NOT ({_ALIVE})", times
-    ).rowcount
-    mine = "topic = :topic AND grp = :grp AND holder = :holder"
-    known = db.execute(f"UPDATE member SET until = :now + :ttl WHERE {mine}", times).rowcount
+def _prolong(db: Rows, held: Sequence[Claimed], values: dict[str, object]) -> list[Claimed]:
+    """Leases of one group. A holder takes a source once, so its name stands for the token."""
+    mine = f"holder = :holder AND grp = :group AND source IN ({whole(c.source for c in held)})"
+    if db.change(f"UPDATE {{claim}} SET until = {{now}} + :ttl WHERE {mine}", values) == len(held):
+        return []
+    left = set(db.ask(f"SELECT source, token FROM {{claim}} WHERE {mine}", values))
+    return [c for c in held if (c.source, c.token) not in left]
+
+
+def _join(db: Rows, values: dict[str, object]) -> None:
+    group = "topic = :topic AND grp = :group"
+    gone = db.change(f"DELETE FROM {{member}} WHERE {group} AND NOT ({_ALIVE})", values)
+    mine = f"{group} AND holder = :holder"
+    known = db.change(f"UPDATE {{member}} SET until = {{now}} + :ttl WHERE {mine}", values)
     if not known:
-        db.execute(
-            "INSERT INTO member (topic, grp, holder, until) "
-            "VALUES (:topic, :grp, :holder, :now + :ttl)",
-            times,
+        db.change(
+            "INSERT INTO {member} (topic, grp, holder, until) "
+            "VALUES (:topic, :group, :holder, {now} + :ttl)",
+            values,
         )
     if gone or not known:
         _changed(db)
@@ -100,60 +100,64 @@ def claim(
     """Take free sources up to the member's share; gives the new leases, and how many are held above
     each share.
     """
-    times = {"now": now, "ttl": ttl_seconds, "holder": member.holder}
     taken: list[Claimed] = []
     above: dict[tuple[int, str], int] = {}
-    with log.writing() as db:
+    with log.store.writing() as db:
         for topic, group in member.topics:
-            times |= {"topic": topic, "grp": group, "first": topic * PARTITIONS}
-            sql = f"SELECT holder FROM member WHERE topic = :topic AND grp = :grp AND {_ALIVE}"
-            members = [row[0] for row in db.execute(sql, times)]
+            values: dict[str, object] = {"now": now, "ttl": ttl_seconds, "holder": member.holder}
+            values |= {"topic": topic, "group": group}
+            text = (
+                f"SELECT holder FROM {{member}} WHERE topic = :topic AND grp = :group AND {_ALIVE}"
+            )
+            members = [row[0] for row in db.ask(text, values)]
             if member.holder not in members:
                 continue  # our own membership has run out; the next renewal brings it back
             mine = sum(1 for c in held if c.group == group and c.source // PARTITIONS == topic)
             wanted = share(members, member.holder, topic) - mine
             if wanted > 0:
-                taken += _take(db, times | {"wanted": wanted})
+                taken += _take(db, topic, {**values, "wanted": wanted})
             elif wanted < 0:
                 above[topic, group] = -wanted
     return taken, above
 
 
-def _take(db: sqlite3.Connection, values: dict[str, object]) -> list[Claimed]:
-    free = db.execute(
-        "SELECT source, grp, token + 1, position, holder IS NOT NULL FROM claim WHERE grp = :grp "
-        f"AND source BETWEEN :first AND :first + {PARTITIONS - 1} "
-        f"AND (holder IS NULL OR NOT ({_ALIVE})) LIMIT :wanted",
-        values,
-    ).fetchall()
+def _take(db: Rows, topic: int, values: dict[str, object]) -> list[Claimed]:
+    span = {"first": topic * PARTITIONS, "last": topic * PARTITIONS + PARTITIONS - 1}
+    free = db.ask(
+        "SELECT source, grp, token + 1, position, holder IS NOT NULL FROM {claim} "
+        "WHERE grp = :group AND source BETWEEN :first AND :last "
+        f"AND (holder IS NULL OR NOT ({_ALIVE})) ORDER BY source LIMIT :wanted",
+        values | span,
+    )
     for source, _, token, *_ in free:
-        db.execute(
-            "UPDATE claim SET holder = :holder, token = :token, until = :now + :ttl "
-            "WHERE source = :source AND grp = :grp",
+        db.change(
+            "UPDATE {claim} SET holder = :holder, token = :token, until = {now} + :ttl "
+            "WHERE source = :source AND grp = :group",
             values | {"source": source, "token": token},
         )
     return [Claimed(*row) for row in free]
 
 
-def surrender(log: Log, held: Sequence[Claimed]) -> None:
+def surrender(log: Log, held: Iterable[Claimed]) -> None:
     """Give leases up, so that others may take them at once."""
-    with log.writing() as db:
-        statement = (
-            "UPDATE claim SET holder = NULL, until = 0 WHERE source = ? AND grp = ? AND token = ?"
-        )
-        if sum(db.execute(statement, (c.source, c.group, c.token)).rowcount for c in held):
+    text = (
+        "UPDATE {claim} SET holder = NULL, until = 0 "
+        "WHERE source = :source AND grp = :group AND token = :token"
+    )
+    with log.store.writing() as db:
+        if sum(db.change(text, c._asdict()) for c in sorted(held)):
             _changed(db)
 
 
 def leave(log: Log, member: Member) -> None:
     """End the membership."""
-    with log.writing() as db:
-        db.executemany(
-            "DELETE FROM member WHERE topic = ? AND grp = ? AND holder = ?",
-            [(topic, group, member.holder) for topic, group in member.topics],
-        )
+    text = "DELETE FROM {member} WHERE topic = :topic AND grp = :group AND holder = :holder"
+    rows = [{"topic": t, "group": g, "holder": member.holder} for t, g in member.topics]
+    with log.store.writing() as db:
+        db.change_all(text, rows)
         _changed(db)
 
 
-def _changed(db: sqlite3.Connection) -> None:
-    db.execute("UPDATE epoch SET value = value + 1")
+def _changed(db: Rows) -> None:
+    db.change("UPDATE {epoch} SET value = value + 1")
+    db.ring()

@@ -1,39 +1,42 @@
-"""The one thread that owns the file: runs jobs, renews leases, finds new messages, stores
-positions.
+"""The one thread that owns a connection to the log: runs jobs, renews leases, finds new messages,
+stores positions.
 
 Invariant: every statement runs here, so the event loop never waits for the disk and a blocked
-handler never costs a lease. Other processes' commits are seen by polling ``PRAGMA data_version`` (a
-read of shared memory), often after something happened and seldom when idle. A broken file loses
-nothing: everything held is void, the file is opened again, and the readers go on from the stored
-positions.
+handler never costs a lease.  Commits of others are seen by asking the store for its version, often
+after something happened and seldom when idle, or at once where the store can be listened to.  A
+broken file or connection loses nothing: everything held is void, the log is opened again, and the
+readers go on from the stored positions.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
+import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from duly.brokers.embedded.jobs import Jobs
 from duly.brokers.embedded.log import Log
 from duly.brokers.embedded.reader import Reader
-from duly.brokers.embedded.schema import boot_seconds
+from duly.brokers.embedded.store import boot_seconds
 from duly.errors import BrokerUnavailableError, DulyError
+from duly.kernel.backoff import Retry
 from duly.ports import Delivery
 
 __all__ = ["Engine", "Feed"]
 
 T = TypeVar("T")
 
-POLL_SECONDS_MIN = 0.002
-POLL_SECONDS_MAX = 0.02
 FLUSH_SECONDS = 0.02
-REOPEN_SECONDS = 0.5
+IDLE_SECONDS = 1.0
+PING_SECONDS = 15.0
 PRUNE_SECONDS = 60.0
 JOBS_PER_TURN = 100
+REOPEN_SECONDS = 0.5
+REOPEN = Retry(base="50ms", max="5s")
 
 _log = logging.getLogger("duly.brokers.embedded")
 
@@ -49,46 +52,64 @@ class Feed:
 
 
 class Engine:
-    """The thread of one broker object. path: of the file. lease_seconds: until a crashed reader's
-    sources are free.
+    """The thread of one connection. connect: opens the log. name: of the log, for errors.
+    lease_seconds: until a crashed reader's sources are free. retention_seconds: None to leave that
+    to another engine.
     """
 
-    def __init__(self, path: str, *, lease_seconds: float, retention_seconds: float) -> None:
-        self.path = path
+    def __init__(
+        self,
+        connect: Callable[[], Log],
+        *,
+        name: str,
+        lease_seconds: float,
+        retention_seconds: float | None,
+    ) -> None:
+        self.name = name
         self.lease_seconds = lease_seconds
+        self._connect = connect
         self._retention_seconds = retention_seconds
-        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._jobs = Jobs()
         self._thread = threading.Thread(target=self._run, name="duly-embedded", daemon=True)
         self._closing = threading.Event()
         self._log: Log | None = None
-        self._failed: Exception = BrokerUnavailableError("the file is not open yet")
+        self._failed: Exception = BrokerUnavailableError("the log is not open yet")
+        self._failures = 0
+        self._refused_until = 0.0
         self._feeds: list[Feed] = []
-        self._version = self._epoch = -1
-        self._poll_seconds = POLL_SECONDS_MIN
-        self._due = dict.fromkeys(("open", "renew", "flush", "prune"), 0.0)
+        self._version: object = None
+        self._epoch = -1
+        self._news = False
+        self._poll_seconds = IDLE_SECONDS
+        self._due = dict.fromkeys(("open", "renew", "flush", "ping", "prune"), 0.0)
 
     def start(self) -> None:
-        """Start the thread; the file is opened there."""
+        """Start the thread; the log is opened there."""
+        self._jobs.open()
         self._thread.start()
 
     def submit(self, work: Callable[[Log], T]) -> Future[T]:
-        """Run ``work`` in the thread. The future raises what ``work`` raises, or why the file is
-        not open.
+        """Run ``work`` in the thread. The future raises what ``work`` raises, or why the log is not
+        open.
         """
         future: Future[T] = Future()
         self._jobs.put(lambda: self._execute(work, future))
         return future
 
     def post(self, action: Callable[[], Any]) -> None:
-        """Run something that needs no file and gives no answer, in the thread."""
+        """Run something that needs no log and gives no answer, in the thread."""
         self._jobs.put(action)
 
-    def close(self, timeout_seconds: float) -> None:
-        """Run what is queued, give back every lease, close the file, end the thread. Idempotent."""
+    def stop(self) -> None:
+        """Ask the thread to end: it runs what is queued, gives back every lease, closes the log."""
         self._closing.set()
         self._jobs.put(lambda: None)
+
+    def close(self, timeout_seconds: float) -> None:
+        """``stop``, and wait for it. Idempotent."""
+        self.stop()
         if self._thread.is_alive():
-            self._thread.join(timeout_seconds)
+            self._thread.join(max(0.0, timeout_seconds))
 
     @property
     def alive(self) -> bool:
@@ -108,24 +129,31 @@ class Engine:
             feed.reader.close(log)
             self._due["renew"] = 0.0
 
+    def news(self) -> None:
+        """This process has stored messages, which ``version`` need not show; for use inside a
+        job.
+        """
+        self._version = None
+
     def _run(self) -> None:
         while not self._closing.is_set():
-            self._turn(self._wait_seconds())
-        while not self._jobs.empty():
-            self._perform(self._jobs.get())
-        if self._log is not None:
-            for feed in list(self._feeds):
-                self._guard(lambda log, feed=feed: self.remove(feed, log))  # type: ignore[misc]
+            self._turn()
+        while job := self._jobs.take():
+            self._perform(job)
+        for feed in list(self._feeds):
+            self._guard(lambda log, feed=feed: self.remove(feed, log))  # type: ignore[misc]
         if self._log is not None:
             self._log.close()
+        self._jobs.close()
 
-    def _turn(self, wait_seconds: float) -> None:
-        try:
-            self._perform(self._jobs.get(timeout=wait_seconds))
-            for _ in range(JOBS_PER_TURN):
-                self._perform(self._jobs.get_nowait())
-        except queue.Empty:
-            pass
+    def _turn(self) -> None:
+        heard = self._log.store.descriptor if self._log is not None and self._feeds else None
+        self._jobs.wait(self._wait_seconds(), heard)
+        for _ in range(JOBS_PER_TURN):
+            job = self._jobs.take()
+            if job is None:
+                break
+            self._perform(job)
         now = boot_seconds()
         if self._log is None and now >= self._due["open"]:
             self._open(now)
@@ -139,21 +167,26 @@ class Engine:
 
     def _wait_seconds(self) -> float:
         if self._log is None:
-            return min(0.05, REOPEN_SECONDS)
+            return min(IDLE_SECONDS, max(0.0, self._due["open"] - boot_seconds()))
         if not self._feeds:
-            return 1.0
-        flush = FLUSH_SECONDS if any(f.reader.unflushed for f in self._feeds) else POLL_SECONDS_MAX
-        return min(self._poll_seconds, flush)
+            return IDLE_SECONDS
+        if self._news:
+            return 0.0
+        unflushed = any(f.reader.unflushed for f in self._feeds)
+        return min(self._poll_seconds, FLUSH_SECONDS) if unflushed else self._poll_seconds
 
     def _execute(self, work: Callable[[Log], T], future: Future[T]) -> None:
-        if self._log is None:
-            self._open(boot_seconds())
+        now = boot_seconds()
+        if self._log is None and now >= self._refused_until:
+            self._open(now)
         if not future.set_running_or_notify_cancel():
             return
         try:
             future.set_result(work(self._opened()))
         except Exception as error:  # noqa: BLE001 - it is the caller's
             future.set_exception(error)
+            if self._log is not None and self._log.store.lost:
+                self._lose(error)
 
     def _opened(self) -> Log:
         if self._log is None:
@@ -161,34 +194,43 @@ class Engine:
         return self._log
 
     def _open(self, now: float) -> None:
-        self._due["open"] = now + REOPEN_SECONDS
         try:
-            self._log = Log(self.path)
-            self._due["renew"] = 0.0
+            self._log = self._connect()
         except DulyError as error:
             if type(error) is not type(self._failed) or error.detail != getattr(
                 self._failed, "detail", ""
             ):
                 _log.warning("cannot open the log: %s", error)
             self._failed = error
+            self._failures += 1
+            delay = REOPEN.delay(self._failures, random.random())
+            self._due["open"] = self._refused_until = boot_seconds() + delay
+            return
+        self._failures = 0
+        self._version = None
+        self._due |= {"renew": 0.0, "ping": now + PING_SECONDS}
 
     def _guard(self, work: Callable[[Log], None]) -> None:
-        """Run background work; an error of the file voids what is held and opens the file again
-        later.
-        """
+        """Run background work; an error voids what is held and opens the log again later."""
         if self._log is None:
             return
         try:
             work(self._log)
         except Exception as error:  # noqa: BLE001 - a chunk that cannot be decoded, among others
-            known = isinstance(error, DulyError)
-            _log.warning("the log failed, opening it again: %s", error, exc_info=not known)
-            self._failed = error if known else BrokerUnavailableError(f"{self.path}: {error!r}")
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        known = isinstance(error, DulyError)
+        _log.warning(
+            "the log failed, opening it again: %s", error, exc_info=None if known else error
+        )
+        self._failed = error if known else BrokerUnavailableError(f"{self.name}: {error!r}")
+        if self._log is not None:
             self._log.close()
-            self._log = None
-            self._due["open"] = boot_seconds() + REOPEN_SECONDS
-            for feed in self._feeds:
-                feed.reader.forget()
+        self._log = None
+        self._due["open"] = boot_seconds() + REOPEN_SECONDS  # a job does not wait for that
+        for feed in self._feeds:
+            feed.reader.forget()
 
     def _background(self, log: Log, now: float) -> None:
         self._look(log)
@@ -204,15 +246,21 @@ class Engine:
             for feed in self._feeds:
                 feed.reader.flush(log)
             self._due["flush"] = boot_seconds() + FLUSH_SECONDS
-        if now >= self._due["prune"]:
+        if self._retention_seconds is not None and now >= self._due["prune"]:
             self._due["prune"] = now + (
                 PRUNE_SECONDS if not log.prune(self._retention_seconds) else 1.0
             )
+        if now >= self._due["ping"]:
+            log.store.ping()
+            self._due["ping"] = now + PING_SECONDS
+        # What came in with the answer to a statement does not make the descriptor readable again.
+        heard = log.store.descriptor is not None and bool(self._feeds)
+        self._news = heard and log.store.version() != self._version
 
     def _feed(self, feed: Feed, log: Log) -> None:
         batch = feed.reader.fill(log)
         if batch:
-            self._poll_seconds = POLL_SECONDS_MIN
+            self._poll_seconds = log.store.pause_seconds[0]
             if not feed.deliver(batch):  # its event loop is gone
                 self.remove(feed, log)
 
@@ -220,21 +268,16 @@ class Engine:
         """See whether anybody committed, here or elsewhere."""
         if not self._feeds:
             return
-        version = log.version()
+        shortest, longest = log.store.pause_seconds
+        version = log.store.version()
         if version == self._version:
-            self._poll_seconds = min(self._poll_seconds * 1.5, POLL_SECONDS_MAX)
+            self._poll_seconds = min(self._poll_seconds * 1.5, longest)
             return
         self._version = version
-        self._poll_seconds = POLL_SECONDS_MIN
+        self._poll_seconds = shortest
         epoch = log.epoch()
         if epoch != self._epoch:
             self._epoch = epoch
             self._due["renew"] = 0.0
         for feed in self._feeds:
             feed.reader.look(log)
-
-    def published(self) -> None:
-        """Our own connection has stored messages, which ``data_version`` does not show; for use
-        inside a job.
-        """
-        self._version = -1

@@ -17,7 +17,7 @@ from operator import itemgetter
 from duly.brokers.embedded import claims
 from duly.brokers.embedded.claims import Claimed, Member
 from duly.brokers.embedded.log import Log, Moved
-from duly.brokers.embedded.schema import PARTITIONS
+from duly.brokers.embedded.store import PARTITIONS
 from duly.kernel.watermark import Watermark
 from duly.message import Message
 from duly.ports import Delivery
@@ -230,7 +230,7 @@ class Reader:
         claims.leave(log, self.member)
 
     def forget(self) -> None:
-        """The file was lost: everything held is void."""
+        """The store was lost: everything held is void."""
         self._drop([h.claimed for h in self._held.values()])
 
     def _drop(self, lost: Iterable[Claimed | Moved]) -> None:

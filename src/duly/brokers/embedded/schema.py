@@ -1,9 +1,8 @@
 """The tables of the log file, and how a connection to it is opened.
 
 Owns the file's identity (``application_id``, ``user_version``), the settings that make a commit
-durable, and the map from sqlite3's errors to ours. ``PARTITIONS`` is a schema constant: a key must
-fall on the same partition in every process that shares the file. Leaves out every statement that
-moves messages (``log``) or shares work (``claims``).
+durable, and the map from sqlite3's errors to ours. Leaves out transactions (``file``) and every
+statement that moves messages (``log``) or shares work (``claims``).
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ import time
 
 from duly.errors import BrokerUnavailableError, ConfigurationError, DulyError
 
-__all__ = ["PARTITIONS", "boot_seconds", "map_error", "open_file"]
+__all__ = ["map_error", "open_file"]
 
-PARTITIONS = 8
 APPLICATION_ID = 0x64756C79  # "duly"
 SCHEMA_VERSION = 1
 PAGE_BYTES = 8192
@@ -56,11 +54,6 @@ _BROKEN_FILE = {
     "SQLITE_PERM",
     "SQLITE_CORRUPT",
 }
-
-
-def boot_seconds() -> float:
-    """Seconds since the machine started, alike in every process; goes on while it sleeps."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def open_file(path: str, *, busy_seconds: float) -> sqlite3.Connection:

@@ -58,7 +58,7 @@ def test_a_bad_url_is_refused(bad: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{"lease_seconds": 0}, {"retention_seconds": -1}])
-def test_a_bad_limit_is_refused(options: dict[str, float]) -> None:
+def test_a_bad_limit_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         EmbeddedBroker("embedded:///a.db", **options)
 

@@ -6,8 +6,9 @@ import pytest
 
 from duly.brokers.embedded import claims
 from duly.brokers.embedded.claims import Claimed, Member
+from duly.brokers.embedded.file import FileStore
 from duly.brokers.embedded.log import Log, Moved
-from duly.brokers.embedded.schema import PARTITIONS
+from duly.brokers.embedded.store import PARTITIONS
 from duly.ports import TopicSpec
 
 TOPIC = TopicSpec("orders", "event")
@@ -16,7 +17,7 @@ TTL = 4.0
 
 @pytest.fixture
 def log() -> Iterator[Log]:
-    log = Log(":memory:")
+    log = Log(FileStore(":memory:"))
     log.declare([], [(TOPIC, "g", True)])
     yield log
     log.close()

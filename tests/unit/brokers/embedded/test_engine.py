@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from duly.brokers.embedded.engine import Engine, Feed
+from duly.brokers.embedded.file import FileStore
 from duly.brokers.embedded.log import Log
 from duly.brokers.embedded.reader import Reader
 from duly.errors import ConfigurationError
@@ -19,6 +20,15 @@ from duly.testing.broker_target import message
 TOPIC = TopicSpec("orders", "event")
 
 
+def engine_of(path: Path, *, lease_seconds: float) -> Engine:
+    return Engine(
+        lambda: Log(FileStore(str(path))),
+        name=str(path),
+        lease_seconds=lease_seconds,
+        retention_seconds=3600.0,
+    )
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "log.db"
@@ -26,10 +36,15 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def engine(path: Path) -> Iterator[Engine]:
-    engine = Engine(str(path), lease_seconds=1.0, retention_seconds=3600.0)
+    engine = engine_of(path, lease_seconds=1.0)
     engine.start()
     yield engine
     engine.close(5.0)
+
+
+def database(log: Log) -> sqlite3.Connection:
+    assert isinstance(log.store, FileStore)
+    return log.store.db
 
 
 def wait(condition: Callable[[], bool], seconds: float = 5.0) -> None:
@@ -77,7 +92,7 @@ def test_a_failing_job_fails_its_asker_only(engine: Engine) -> None:
 
 def test_commits_of_others_arrive_without_asking(engine: Engine, path: Path) -> None:
     _, got = feed(engine)
-    other = Log(str(path))
+    other = Log(FileStore(str(path)))
     publish(other, 5)
     wait(lambda: len(got) == 5)
     time.sleep(0.3)  # idle: the poll has slowed down
@@ -94,7 +109,7 @@ def test_own_commits_arrive_too(engine: Engine) -> None:
 
     def own(log: Log) -> None:
         publish(log, 3)
-        engine.published()
+        engine.news()
 
     engine.submit(own).result(5.0)
     wait(lambda: len(got) == 3)
@@ -103,10 +118,10 @@ def test_own_commits_arrive_too(engine: Engine) -> None:
 
 def test_leases_are_renewed_without_anybody_asking(engine: Engine, path: Path) -> None:
     feed(engine)
-    other = Log(str(path))
+    other = Log(FileStore(str(path)))
     query = "SELECT count(*) FROM claim WHERE holder IS NULL OR token != 1"
     time.sleep(2.5)  # more than two leases
-    assert other.db.execute(query).fetchone() == (0,)
+    assert database(other).execute(query).fetchone() == (0,)
     other.close()
 
 
@@ -127,11 +142,12 @@ def test_a_chunk_that_cannot_be_decoded_stops_nothing_else(
 
 def test_a_file_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:
     folder = tmp_path / "later"
-    engine = Engine(str(folder / "a.db"), lease_seconds=1.0, retention_seconds=1.0)
+    engine = engine_of(folder / "a.db", lease_seconds=1.0)
     engine.start()
     with pytest.raises(ConfigurationError, match="CANTOPEN"):
         engine.submit(lambda log: log.epoch()).result(5.0)
     folder.mkdir()
+    wait(lambda: engine._log is not None)
     assert engine.submit(lambda log: log.epoch()).result(5.0) == 1
     engine.close(5.0)
 
@@ -139,17 +155,17 @@ def test_a_file_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:
 def test_who_cannot_be_reached_leaves_the_group(engine: Engine, path: Path) -> None:
     made, _ = feed(engine)
     made.deliver = lambda _batch: False
-    other = Log(str(path))
+    other = Log(FileStore(str(path)))
     publish(other)
     count = "SELECT count(*) FROM member"
-    wait(lambda: other.db.execute(count).fetchone() == (0,))
+    wait(lambda: database(other).execute(count).fetchone() == (0,))
     wait(lambda: made not in engine._feeds)  # it is forgotten just after the commit
     assert engine.alive
     other.close()
 
 
 def test_closing_gives_everything_back_and_runs_what_is_queued(path: Path) -> None:
-    engine = Engine(str(path), lease_seconds=60.0, retention_seconds=1.0)
+    engine = engine_of(path, lease_seconds=60.0)
     engine.start()
     feed(engine)
     futures: list[Future[int]] = [engine.submit(lambda log: log.epoch()) for _ in range(50)]

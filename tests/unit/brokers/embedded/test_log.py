@@ -7,14 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from duly.brokers.embedded.log import (
-    CHUNK_BYTES_MAX,
-    CHUNK_MESSAGES_MAX,
-    PAYLOAD_BYTES_MAX,
-    Log,
-    Moved,
-)
-from duly.brokers.embedded.schema import PARTITIONS
+from duly.brokers.embedded.file import PAYLOAD_BYTES_MAX, FileStore
+from duly.brokers.embedded.log import CHUNK_BYTES_MAX, CHUNK_MESSAGES_MAX, Log, Moved
+from duly.brokers.embedded.store import PARTITIONS
 from duly.errors import BrokerUnavailableError
 from duly.kernel.names import place
 from duly.message import Message
@@ -25,9 +20,14 @@ TOPIC = TopicSpec("orders", "event")
 QUEUE = TopicSpec("orders", "command")  # the same name: another thing
 
 
+def database(log: Log) -> sqlite3.Connection:
+    assert isinstance(log.store, FileStore)
+    return log.store.db
+
+
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Log]:
-    log = Log(str(tmp_path / "log.db"), busy_seconds=0.2)
+    log = Log(FileStore(str(tmp_path / "log.db"), busy_seconds=0.2))
     log.declare([TOPIC], [(TOPIC, "readers", True)])
     yield log
     log.close()
@@ -76,7 +76,7 @@ def test_chunks_are_bounded_in_messages_and_bytes(log: Log) -> None:
     publish(log, [message(TOPIC, n, key="k") for n in range(2 * CHUNK_MESSAGES_MAX + 1)])
     big = bytes(CHUNK_BYTES_MAX // 3)
     publish(log, [message(TOPIC, key="k", payload=big) for _ in range(7)])
-    rows = log.db.execute("SELECT count, length(data) FROM chunk").fetchall()
+    rows = database(log).execute("SELECT count, length(data) FROM chunk").fetchall()
     assert max(count for count, _ in rows) == CHUNK_MESSAGES_MAX
     assert max(size for _, size in rows) < CHUNK_BYTES_MAX * 1.5
     assert sum(len(found) for found in stored(log).values()) == 2 * CHUNK_MESSAGES_MAX + 8
@@ -127,7 +127,7 @@ def test_no_commit_after_the_deadline(log: Log) -> None:
 
 
 def test_a_locked_file_is_unavailable_within_the_wait(log: Log) -> None:
-    other = sqlite3.connect(log.path, isolation_level=None)
+    other = sqlite3.connect(log.store.name, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     began = time.monotonic()
     with pytest.raises(BrokerUnavailableError, match="locked"):
@@ -138,11 +138,11 @@ def test_a_locked_file_is_unavailable_within_the_wait(log: Log) -> None:
 
 
 def test_a_full_disk_stores_nothing_and_is_not_unknown(log: Log) -> None:
-    pages = log.db.execute("PRAGMA page_count").fetchone()[0]
-    log.db.execute(f"PRAGMA max_page_count = {pages}")
+    pages = database(log).execute("PRAGMA page_count").fetchone()[0]
+    database(log).execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(BrokerUnavailableError, match="full"):
         publish(log, [message(TOPIC, payload=bytes(500_000))])
-    log.db.execute("PRAGMA max_page_count = 1000000")
+    database(log).execute("PRAGMA max_page_count = 1000000")
     assert log.topics()[0].depth == 0
     assert publish(log, [message(TOPIC)]) == [OutcomeKind.CONFIRMED]
 
@@ -162,7 +162,7 @@ def test_a_position_moves_only_under_its_token_and_never_back(log: Log) -> None:
     stale = Moved(source, "readers", 7, 9)
     assert log.commit([stale, moved._replace(position=3)]) == [stale]
     query = "SELECT position FROM claim WHERE source = ?"
-    assert log.db.execute(query, (source,)).fetchone() == (5,)
+    assert database(log).execute(query, (source,)).fetchone() == (5,)
 
 
 def test_only_what_all_have_read_and_is_old_is_pruned(log: Log) -> None:
@@ -206,9 +206,9 @@ def test_peek_follows_commit_order_by_cursor(log: Log) -> None:
 
 
 def test_versions_show_what_others_did(tmp_path: Path) -> None:
-    one, two = Log(str(tmp_path / "a.db")), Log(str(tmp_path / "a.db"))
-    before = one.version()
+    one, two = (Log(FileStore(str(tmp_path / "a.db"))) for _ in range(2))
+    before = one.store.version()
     two.declare([TOPIC], [(TOPIC, "g", True)])
-    assert one.version() != before
+    assert one.store.version() != before
     one.close()
     two.close()

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from duly.brokers.embedded.file import FileStore
 from duly.brokers.embedded.log import Log
 from duly.brokers.embedded.reader import Reader
 from duly.ports import Delivery, TopicSpec
@@ -15,7 +16,7 @@ TTL = 4.0
 
 @pytest.fixture
 def log() -> Iterator[Log]:
-    log = Log(":memory:")
+    log = Log(FileStore(":memory:"))
     log.declare([], [(TOPIC, "g", True)])
     yield log
     log.close()

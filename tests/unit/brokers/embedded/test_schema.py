@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from duly.brokers.embedded.schema import APPLICATION_ID, boot_seconds, map_error, open_file
+from duly.brokers.embedded.schema import APPLICATION_ID, map_error, open_file
 from duly.errors import BrokerUnavailableError, ConfigurationError
 
 
@@ -69,10 +69,6 @@ def test_a_lock_is_unavailability_not_misconfiguration(tmp_path: Path) -> None:
 def test_other_errors_are_not_touched() -> None:
     error = KeyError("x")
     assert map_error(error, "p") is error
-
-
-def test_boot_time_grows() -> None:
-    assert 0 < boot_seconds() <= boot_seconds()
 
 
 def test_many_that_make_one_new_file_at_once_all_get_it(tmp_path: Path) -> None:
