@@ -56,5 +56,5 @@ lock: $(STAMP) ## pin the newest allowed packages again, with hashes
 	@$(PY) -m tools.lock
 
 clean: services-stop ## remove everything that these commands made
-	@rm -rf .venv .services build dist duly-demo .hypothesis .mypy_cache .ruff_cache .import_linter_cache .coverage*
+	@rm -rf .venv .venv-peers .services build dist duly-demo .hypothesis .mypy_cache .ruff_cache .import_linter_cache .coverage*
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

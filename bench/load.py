@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import psycopg
 
+from bench.places import connect_mariadb
 from duly.app import App
 from duly.kernel.names import place
 from duly.message import Message, new_id
@@ -27,10 +29,13 @@ __all__ = [
     "QUEUE",
     "TOPIC",
     "body",
+    "check_effects",
     "fill_log",
+    "fill_mariadb",
     "fill_postgres",
     "fill_queue",
     "fill_sqlite",
+    "prepare_mariadb",
     "prepare_postgres",
 ]
 
@@ -70,6 +75,21 @@ SELECT gen_random_uuid()::text, %(type)s, %(topic)s, k.key,
         rpad(format('{"order_id":%%s,"cents":1250,"note":"', g), %(bytes)s - 2, 'x') || '"}', 'UTF8'
     )
 FROM generate_series(1, %(count)s) AS g JOIN keys k ON k.n = g %% %(keys)s
+"""
+_PLAIN_MARIADB = """
+CREATE TABLE plain_outbox (
+    id bigint PRIMARY KEY AUTO_INCREMENT, message_id varchar(255) NOT NULL,
+    message_type varchar(255) NOT NULL, topic varchar(120) NOT NULL, `key` varchar(255),
+    payload longblob NOT NULL, created_at datetime(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6));
+CREATE TABLE `keys` (n int PRIMARY KEY, `key` varchar(255) NOT NULL, lane smallint NOT NULL)
+"""
+_FILL_MARIADB = """
+INSERT INTO {table} (message_id, message_type, topic, `key`, payload{columns})
+SELECT UUID(), %(type)s, %(topic)s, k.`key`,
+    CONCAT(
+        RPAD(CONCAT('{{"order_id":', g.seq, ',"cents":1250,"note":"'), %(bytes)s - 2, 'x'), '"}}'
+    ){values}
+FROM seq_1_to_{count} AS g JOIN `keys` k ON k.n = g.seq %% %(keys)s ORDER BY g.seq
 """
 _PLAIN_SQLITE = """
 CREATE TABLE plain_outbox (
@@ -133,6 +153,51 @@ def fill_postgres(url: str, count: int, *, ours: bool) -> None:
             admin.execute(_FILL_DULY if ours else _FILL_PLAIN, values)
         admin.execute("VACUUM ANALYZE")
         admin.execute("CHECKPOINT")
+
+
+def check_effects(url: str, least: int) -> None:
+    """So many orders have their effect, and each has one. Raises RuntimeError."""
+    with psycopg.connect(url) as db:
+        row = db.execute("SELECT count(*), count(DISTINCT order_id) FROM effect").fetchone()
+    if row is None or row[0] < least or row[0] != row[1]:
+        raise RuntimeError(f"{row} effects and orders, at least {least} of each expected")
+
+
+# --- MariaDB --------------------------------------------------------------------------------------
+def prepare_mariadb(url: str) -> None:
+    """The tables of both sides."""
+    app = App("bench", database=url, broker="embedded:///:memory:")
+    Schema(app.database, "bench").upgrade()
+    app.close()
+    with closing(connect_mariadb(url)) as admin:
+        cursor = admin.cursor()
+        for statement in _PLAIN_MARIADB.split(";\n"):
+            cursor.execute(statement)
+        rows = [(n, _key(n), place(TOPIC, _key(n)).lane) for n in range(KEYS)]
+        cursor.executemany("INSERT INTO `keys` VALUES (%s, %s, %s)", rows)
+
+
+def fill_mariadb(url: str, count: int, *, ours: bool) -> None:
+    """As ``fill_postgres``."""
+    values = {"type": TYPE, "topic": TOPIC, "bytes": BYTES, "keys": KEYS, "headers": _HEADERS_TEXT}
+    shape = (
+        {
+            "table": "duly_outbox",
+            "columns": ", kind, lane, headers",
+            "values": ", 'event', k.lane, %(headers)s",
+        }
+        if ours
+        else {"table": "plain_outbox", "columns": "", "values": ""}
+    )
+    with closing(connect_mariadb(url)) as admin:
+        cursor = admin.cursor()
+        for table in ("duly_outbox", "plain_outbox"):
+            cursor.execute(f"TRUNCATE {table}")
+        if count:
+            cursor.execute(_FILL_MARIADB.format(count=count, **shape), values)
+        cursor.execute("ANALYZE TABLE duly_outbox, plain_outbox")
+        cursor.execute("FLUSH TABLES duly_outbox, plain_outbox FOR EXPORT")  # writes what is dirty
+        cursor.execute("UNLOCK TABLES")
 
 
 # --- SQLite ---------------------------------------------------------------------------------------

@@ -34,12 +34,16 @@ Side = Callable[[], Sample]
 
 
 class Sides(NamedTuple):
-    """What a row measures. share_least: of the raw client, what the reference must reach."""
+    """What a row measures. share_least: of the raw client, what the reference must reach.
+
+    void: why there is nothing to compare with; then ours is measured once.
+    """
 
     ours: Side
     reference: Side | None = None
     raw: Side | None = None
     share_least: float = 0.0
+    void: str = ""
 
 
 class Scale(NamedTuple):
@@ -124,7 +128,7 @@ def measure(
     """
     found, began = Measured(row), time.monotonic()
     with row.open(scale) as sides:
-        found.share_least = sides.share_least
+        found.share_least, found.void = sides.share_least, sides.void
         turns = [
             (kind, side, into)
             for kind, side, into in (
@@ -134,7 +138,7 @@ def measure(
             )
             if side is not None
         ]
-        for number in range(repeats):
+        for number in range(1 if sides.void else repeats):
             for _, side, into in turns if number % 2 == 0 else turns[::-1]:
                 into.append(side())
             figures = ", ".join(f"{kind} {into[-1].figure:,.3g}" for kind, _, into in turns)

@@ -20,13 +20,14 @@ ROOT = Path(__file__).resolve().parents[1]
 SIDE_SECONDS = 180.0
 
 
-def run_side(module: str, /, **arguments: Any) -> Sample:
+def run_side(module: str, python: Path | str = sys.executable, /, **arguments: Any) -> Sample:
     """Run ``python -m bench.MODULE`` with arguments; its last line is {"figure": ..., facts ...}.
 
-    Raises RuntimeError with what it said when it failed, subprocess.TimeoutExpired.
+    python: another one, where a side needs packages that are not ours. Raises RuntimeError with
+    what it said when it failed, subprocess.TimeoutExpired.
     """
     done = subprocess.run(
-        [sys.executable, "-m", f"bench.{module}", json.dumps(arguments)],
+        [str(python), "-m", f"bench.{module}", json.dumps(arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,

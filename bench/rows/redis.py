@@ -1,4 +1,4 @@
-"""PostgreSQL and Redis Streams: the relay.
+"""PostgreSQL and Redis Streams: the relay; and the ground that peers are measured on too.
 
 Both sides write to a server whose settings are read back and printed, every XADD is answered with
 its id before a row goes, and the stream must hold all of it at the end.
@@ -14,19 +14,19 @@ from urllib.parse import parse_qs, urlsplit
 
 import redis
 
-from bench.load import TOPIC, fill_postgres, fill_queue, prepare_postgres
+from bench.load import TOPIC, check_effects, fill_postgres, fill_queue, prepare_postgres
 from bench.measure import Row, Sample, Scale, Sides
 from bench.places import database, redis_prefix
 from bench.process import run_side
 
-__all__ = ["ROWS"]
+__all__ = ["ROWS", "Ground", "server_facts"]
 
 BACKLOG = 100_000
 RAW_PART = 4  # the raw client shows its speed on a quarter
 SETTINGS = ("appendonly", "appendfsync")
 
 
-class _Ground:
+class Ground:
     """A database and a stream. backlog: how many messages wait for a side."""
 
     def __init__(self, url: str, broker: str, backlog: int) -> None:
@@ -47,8 +47,23 @@ class _Ground:
         sample = run_side(module, database=self._url, broker=self._broker, count=count, **arguments)
         if (there := self._client.xlen(self._stream)) != count:
             raise RuntimeError(f"{there} messages are in the stream, not {count}")
-        facts = {name: self._client.config_get(name)[name] for name in SETTINGS}
-        return Sample(sample.figure, {**sample.facts, **facts})
+        return Sample(sample.figure, {**sample.facts, **server_facts(self._client)})
+
+    def consume(self) -> Sample:
+        """Handle the backlog in batches; each message must have its one effect then."""
+        count = self._backlog
+        fill_postgres(self._url, 0, ours=True)
+        self._client.delete(self._stream)
+        fill_queue(self._broker, count)
+        given = {"count": count, "batch": True, "connections": 1}
+        sample = run_side("ours.consume", database=self._url, broker=self._broker, **given)
+        check_effects(self._url, count)
+        return Sample(sample.figure, {**sample.facts, **server_facts(self._client)})
+
+
+def server_facts(client: Any) -> dict[str, str]:
+    """What Redis says of how it keeps what it has confirmed."""
+    return {name: client.config_get(name)[name] for name in SETTINGS}
 
 
 @contextmanager
@@ -58,7 +73,7 @@ def _relay(scale: Scale) -> Iterator[Sides]:
     by_hand = "reference.redis_relay"
     given = {"ours": False, "transaction": True}
     with database() as url, redis_prefix() as broker:
-        ground = _Ground(url, broker, backlog)
+        ground = Ground(url, broker, backlog)
         yield Sides(
             ours=partial(ground.relay, "ours.relay", ours=True),
             reference=partial(ground.relay, by_hand, raw=False, **given),

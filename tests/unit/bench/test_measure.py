@@ -78,3 +78,12 @@ def test_a_row_beyond_its_share_of_the_time_is_repeated_less_often():
     assert len(short.ours) == one.repeats_least < 5
     whole = measure(row(log=[], ours=ones), repeats=5, scale=Scale(), told=lambda _: None)
     assert len(whole.ours) == 5
+
+
+def test_ours_is_measured_once_where_there_is_nothing_to_compare_with():
+    @contextmanager
+    def opened(scale: Scale) -> Iterator[Sides]:
+        yield Sides(ours=in_turn([7.0], [], "ours"), void="the peer cannot be installed")
+
+    found, _ = measured(Row("r", "messages/s", "a peer", opened), 5)
+    assert (found.figure, found.ratio, found.void) == (7.0, None, "the peer cannot be installed")

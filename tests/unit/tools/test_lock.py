@@ -38,6 +38,14 @@ def test_every_extra_and_group_is_locked() -> None:
     assert not any(one.startswith("duly") for one in wanted)
 
 
+def test_peers_are_not_installed_with_the_project() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    peers = pyproject["dependency-groups"]["peers"]
+    _, wanted = lock.requirements(pyproject)
+    assert any(one.startswith("txoutbox") for one in peers)
+    assert not {one for one in peers if "redis[" not in one} & set(wanted)
+
+
 def test_compiled_wheels_are_asked_for_on_every_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
