@@ -25,12 +25,14 @@ from duly.ports import Broker, Finding, MakesEngine, Severity
 
 if TYPE_CHECKING:
     from duly.app import App
+    from duly.cdc.registry import StreamRules
 
 __all__ = [
     "check_all",
     "check_broker",
     "check_code",
     "check_database",
+    "check_stream",
     "refuse_event_loop",
     "refuse_unsafe",
 ]
@@ -40,8 +42,8 @@ _ORDER = {Severity.RED: 0, Severity.WEAK: 1, Severity.GREEN: 2}
 
 
 def check_code(app: App) -> list[Finding]:
-    """Handlers and message types."""
-    return [*app.handlers.check(), *_async_beside_a_framework(app)]
+    """Handlers, rules and message types."""
+    return [*app.handlers.check(), *app.captures.check(), *_async_beside_a_framework(app)]
 
 
 def _async_beside_a_framework(app: App) -> Iterator[Finding]:
@@ -83,6 +85,18 @@ async def check_broker(broker: Broker) -> list[Finding]:
     return found
 
 
+async def check_stream(app: App, stream: StreamRules) -> list[Finding]:
+    """The rules of a stream, held against what its source can deliver. Raises
+    DatabaseUnavailableError.
+    """
+    try:
+        source = app.make_change_source(stream)
+        never = stream.findings(source.features)
+        return [*never, *await source.inspect(stream.tables())]
+    except ConfigurationError as error:
+        return [Finding(error.code, Severity.RED, f"{stream.name}: {error.detail}")]
+
+
 def refuse_event_loop(what: str, instead: str) -> None:
     """Raise ConfigurationError (INSIDE_EVENT_LOOP) where an event loop runs in this thread."""
     try:
@@ -103,6 +117,7 @@ def check_all(app: App) -> list[Finding]:
         found += check_database(app)
     except RetryableError as error:
         found.append(_unreachable("DATABASE_UNREACHABLE", error))
+    found += _streams(app)
     try:
         found += asyncio.run(_with_broker(app))
     except (RetryableError, TimeoutError) as error:
@@ -140,6 +155,16 @@ async def _with_broker(app: App) -> list[Finding]:
         return await check_broker(broker)
     finally:
         await broker.close()
+
+
+def _streams(app: App) -> Iterator[Finding]:
+    if any(finding.code == "CDC_RULES" for finding in app.captures.check()):
+        return
+    for stream in app.captures.streams:
+        try:
+            yield from asyncio.run(asyncio.wait_for(check_stream(app, stream), BROKER_SECONDS))
+        except (RetryableError, TimeoutError) as error:
+            yield _unreachable("CDC_SOURCE_UNREACHABLE", error)
 
 
 def _unreachable(code: str, error: BaseException) -> Finding:

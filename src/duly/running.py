@@ -18,8 +18,10 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from duly.checks import check_broker, check_code, refuse_unsafe
-from duly.errors import ConfigurationError, RetryableError
+from duly.cdc.registry import StreamRules
+from duly.cdc.runner import StreamContext, StreamRole
+from duly.checks import check_broker, check_code, check_stream, refuse_unsafe
+from duly.errors import ConfigurationError, DulyError, RetryableError
 from duly.inbox.consume import Consumer
 from duly.inbox.context import ConsumeContext
 from duly.inbox.work import InboxWork
@@ -31,7 +33,15 @@ from duly.outbox.retention import Keep, Retention
 from duly.outbox.schema import Schema
 from duly.outbox.sole import Pass, SoleRole
 from duly.outbox.unstored import FAILURE_SOURCE
-from duly.ports import Broker, Loss, ReportsLosses, Statement, SubscriptionSpec, TopicSpec
+from duly.ports import (
+    Broker,
+    Loss,
+    ReportsLosses,
+    Severity,
+    Statement,
+    SubscriptionSpec,
+    TopicSpec,
+)
 from duly.runtime.connection import ConnectionThread
 from duly.runtime.lanes import DEADLINE_MIN_SECONDS, LaneTiming
 from duly.runtime.leases import Deadlines
@@ -45,7 +55,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ROLES", "Running", "check_roles", "run_until_signal"]
 
-ROLES = frozenset({"relay", "consumer", "upkeep"})
+ROLES = frozenset({"cdc", "consumer", "relay", "upkeep"})
+SOURCE_SECONDS = 15.0
 SETTLED_SECONDS = 0.1
 SETTLED_LOOKS = 3
 PRUNE_EVERY_SECONDS = 300.0
@@ -77,6 +88,7 @@ class Running:
         self._node: Node | None = None
         self._consumers: dict[str, Consumer] = {}
         self._works: list[InboxWork] = []
+        self._streams: dict[str, StreamRole] = {}
         self._declared = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._look = ConnectionThread(app.database, "look")
@@ -95,6 +107,8 @@ class Running:
             self._broker.report_losses(self._lost)
         await self._broker.start()
         await self._check_broker()
+        if "cdc" in self._roles:
+            await self._check_streams()
         self._add_roles()
         self._task = asyncio.create_task(self._supervisor.run(), name="duly supervisor")
 
@@ -138,15 +152,27 @@ class Running:
     async def settled(self) -> None:
         """Wait until nothing is left for this App to do: all sent and handled, no retry due.
 
-        What other services have yet to read is their business.
+        What other services have yet to read is their business. Of the sources of changes what was
+        committed before this call is waited for.
         """
         quiet = 0
+        ends = await self._ends()
         while quiet < SETTLED_LOOKS:
             await asyncio.sleep(SETTLED_SECONDS)
             if self._task is not None and self._task.done():
                 self._task.result()
                 return
-            quiet = quiet + 1 if self.idle and await self._nothing_left() else 0
+            past = all(self._streams[name].is_past(end) for name, end in ends.items())
+            quiet = quiet + 1 if past and self.idle and await self._nothing_left() else 0
+
+    async def _ends(self) -> dict[str, str]:
+        """How far each source is that could be asked."""
+        found = {}
+        for name, role in list(self._streams.items()):
+            with suppress(DulyError, TimeoutError):  # the role tells of it
+                async with asyncio.timeout(SOURCE_SECONDS):
+                    found[name] = await role.source_end()
+        return found
 
     async def _nothing_left(self) -> bool:
         rows = (await self._look.ask(Statement("meta.unfinished"))).rows
@@ -172,6 +198,26 @@ class Running:
             refuse_unsafe(await check_broker(self._broker), self._settings.allow_unsafe)
         except (RetryableError, TimeoutError) as error:
             _log.warning("the broker is not there yet and could not be checked: %s", error)
+
+    async def _check_streams(self) -> None:
+        """Refuse to begin a stream that cannot deliver what its rules need. One that has begun and
+        cannot go on stops by itself, loudly, and the rest of the App runs.
+        """
+        for rules in self._app.captures.streams:
+            try:
+                async with asyncio.timeout(SOURCE_SECONDS):
+                    found = await check_stream(self._app, rules)
+            except (RetryableError, TimeoutError) as error:
+                text = "the source %s is not there yet and could not be checked: %s"
+                _log.warning(text, rules.name, error)
+                continue
+            begun = await asyncio.to_thread(self._app.streams().offset, rules.name)
+            if not begun.position:
+                refuse_unsafe(found, self._settings.allow_unsafe)
+            for finding in found if begun.position else ():
+                if finding.severity is Severity.RED:
+                    text, code = "stream %s: %s. %s", {"code": finding.code}
+                    _log.error(text, rules.name, finding.message, finding.fix, extra=code)
 
     def _make_context(self) -> ConsumeContext:
         settings = self._settings
@@ -203,6 +249,8 @@ class Running:
         self._supervisor.add("declare", lambda: declare)
         for group in groups:
             self._supervisor.add(f"consume {group}", partial(self._make_consumer, group))
+        for rules in self._app.captures.streams if "cdc" in self._roles else ():
+            self._supervisor.add(f"cdc {rules.name}", partial(self._make_stream, rules))
         self._supervisor.add("peers", self._make_peers)
         if "upkeep" in self._roles:
             self._supervisor.add("retention", self._make_retention)
@@ -240,6 +288,20 @@ class Running:
             declared=self._declared,
             drain_seconds=self._settings.drain_timeout,
         )
+
+    def _make_stream(self, rules: StreamRules) -> Role:
+        context = StreamContext(
+            database=self._app.database,
+            outlet=self._app.outlet,
+            hooks=self._app.hooks,
+            health=self._app.health,
+            clock=self._app.clock,
+            make_source=self._app.make_change_source,
+            ttl_seconds=self._settings.lease_ttl,
+            renew_seconds=self._settings.renew_every,
+        )
+        role = self._streams[rules.name] = StreamRole(rules, context)
+        return role
 
     def _make_peers(self) -> Role:
         shown = self._app.peers

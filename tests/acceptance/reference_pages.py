@@ -12,13 +12,15 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ForwardRef
 
 import click
 
 import duly
 from duly import config, errors
 from duly.admin.cli.main import cli
+from duly.cdc.operator import Streams
+from duly.cdc.registry import RuleOptions
 from duly.inbox.effects import NotFound
 from duly.inbox.handlers import HandlerRegistry
 from duly.observe.health import Health
@@ -38,6 +40,7 @@ NOT_CALLED: set[type] = {
     Health,
     NotFound,
     Operator,
+    Streams,
 }
 MADE = "<!-- Made from the code by tests/acceptance/reference_pages.py: change that. -->\n"
 STARS: dict[Any, str] = {
@@ -105,6 +108,8 @@ def signature(thing: Any, name: str) -> str:
 def _written(annotation: Any) -> str:
     if isinstance(annotation, type):
         return annotation.__name__
+    if isinstance(annotation, ForwardRef):
+        return annotation.__forward_arg__
     return str(annotation).replace("typing.", "")
 
 
@@ -143,6 +148,8 @@ def described(name: str, thing: Any, level: str = "##") -> str:
             lines += _member(method, member)
     elif callable(thing):
         lines += [f"`{signature(thing, name)}`\n", prose(thing) + "\n"]
+    else:
+        lines.append(prose(type(thing)) + "\n")
     return "\n".join(lines)
 
 
@@ -168,7 +175,9 @@ def api() -> str:
     text.append("# Beside `duly`\n")
     for name, method in (("app.on", HandlerRegistry.on), ("app.handle", HandlerRegistry.handle)):
         text.append(f"## Options of `{name}`\n\n`{signature(method, name)}`\n\n{prose(method)}\n")
+    text.append(f"## Options of `app.cdc`\n\n{prose(RuleOptions)}\n")
     beside: dict[str, Any] = {
+        "duly.cdc.operator.Streams": Streams,
         "duly.inbox.effects.NotFound": NotFound,
         "duly.observe.health.Health": Health,
         "duly.outbox.operator.Operator": Operator,

@@ -138,7 +138,14 @@ def quiet(app):
     operator = app.operator()
     scope = Scope(statuses=("ready", "retry"))
     waiting = operator.count("outbox", scope) + operator.count("inbox", scope)
-    return not waiting and not asyncio.run(lag(app))
+    return not waiting and captured(app) and not asyncio.run(lag(app))
+
+
+def captured(app):
+    if not app.captures.streams:
+        return True
+    streams = asyncio.run(app.streams().status())
+    return all(one.source and not one.source.lag_transactions for one in streams)
 
 
 def watch(pid):

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from duly import App
-from duly.adapters import make_broker, make_database
+from duly.adapters import make_broker, make_change_source, make_database
 from duly.brokers.embedded import EmbeddedBroker
 from duly.config import Settings
 from duly.databases.sqlite.database import SqliteDatabase
 from duly.errors import ConfigurationError
+from duly.runtime.clock import SystemClock
 
 MODULE = """
 from duly.brokers.embedded import EmbeddedBroker
@@ -78,3 +79,21 @@ def test_objects_are_taken_as_they_are(tmp_path: Path) -> None:
     app = App("shop", database=database, broker=broker)
     assert app.database is database
     assert app.make_broker() is broker
+
+
+@pytest.mark.parametrize(
+    ("url", "made"),
+    [
+        ("sqlite:///{folder}/shop.db", "SqliteChanges"),
+        ("postgresql://shop@localhost/shop", "PostgresChanges"),
+        ("postgresql+psycopg://shop@localhost/shop", "PostgresChanges"),
+    ],
+)
+def test_sources_of_changes_by_their_scheme(tmp_path: Path, url: str, made: str) -> None:
+    source = make_change_source(url.format(folder=tmp_path), reader="shop", clock=SystemClock())
+    assert type(source).__name__ == made
+
+
+def test_a_database_without_a_source_of_changes_is_refused_by_name() -> None:
+    with pytest.raises(ConfigurationError, match="source is known for 'mysql'"):
+        make_change_source("mysql://shop@localhost/shop", reader="shop", clock=SystemClock())

@@ -30,6 +30,9 @@ CONSUME_FAILURE_STORED = "consume.failure_stored"
 EFFECT_INTENT = "effect.intent_committed"
 EFFECT_CALLED = "effect.called_not_recorded"
 EFFECT_RECORDED = "effect.recorded"
+CDC_READ = "cdc.read"
+CDC_STORED = "cdc.stored_not_confirmed"
+CDC_CONFIRMED = "cdc.confirmed"
 DRAIN_STARTED = "drain.started"
 
 ALL: frozenset[str] = frozenset(

@@ -15,6 +15,9 @@ import msgspec
 
 __all__ = [
     "AfterCommitFailed",
+    "CaptureLagged",
+    "CaptureStopped",
+    "Captured",
     "Connected",
     "Disconnected",
     "DroppedByPolicy",
@@ -259,6 +262,44 @@ class HistoryLost(Fact, frozen=True, kw_only=True):
     place: str
     group: str
     messages: int | None
+
+
+# --- change data capture --------------------------------------------------------------------------
+class Captured(Fact, frozen=True, kw_only=True):
+    """Changes of a source were stored with the messages made of them. seconds: of the batch;
+    lag_seconds: since the oldest of its commits.
+    """
+
+    name = "cdc.captured"
+    stream: str
+    transactions: int
+    changes: int
+    messages: int
+    seconds: float
+    lag_seconds: float
+
+
+class CaptureStopped(Fact, frozen=True, kw_only=True):
+    """A stream does not move: a rule raises (tries: how often so far), or history is lost and a
+    person decides (0).
+    """
+
+    name = "cdc.stopped"
+    stream: str
+    code: str
+    tries: int
+
+
+class CaptureLagged(Fact, frozen=True, kw_only=True):
+    """How far a stream is behind its source now. lag_bytes, lag_transactions, kept_bytes (of log
+    that the source keeps for it): None where the source cannot tell.
+    """
+
+    name = "cdc.lagged"
+    stream: str
+    lag_bytes: int | None
+    lag_transactions: int | None
+    kept_bytes: int | None
 
 
 # --- runtime --------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 Owns the logger, the level and the text of every fact.  The invariant: the fields of a fact are what
 a record says, in its text and as ``extra`` attributes, and nothing else - a fact has no payload to
 leak.  Configures nothing: handlers, formats and levels are the user's; the loggers are called
-``duly.publish``, ``duly.relay``, ``duly.consume``, ``duly.effects``, ``duly.operator`` and
-``duly.runtime``.  What happens per batch in a healthy run is DEBUG.
+``duly.publish``, ``duly.relay``, ``duly.consume``, ``duly.effects``, ``duly.operator``,
+``duly.cdc`` and ``duly.runtime``.  What happens per batch in a healthy run is DEBUG.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ _LINES: dict[type[Fact], _Line] = {
     facts.OperatorActed: _line("operator", logging.INFO),
     facts.StillStuck: _line("runtime", logging.ERROR),
     facts.HistoryLost: _line("runtime", logging.ERROR),
+    facts.Captured: _line("cdc", logging.DEBUG),
+    facts.CaptureStopped: _line("cdc", logging.ERROR),
+    facts.CaptureLagged: _line("cdc", logging.DEBUG),
     facts.LeaseTaken: _line("runtime", logging.DEBUG),
     facts.LeaseLost: _line("runtime", logging.WARNING),
     facts.Connected: _line("runtime", logging.INFO),

@@ -48,6 +48,15 @@ class _Counted(NamedTuple):
     by: str = ""
 
 
+class _Shown(NamedTuple):
+    """A gauge of one field of the fact; absent while that is None."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    field: str
+
+
 class _Observed(NamedTuple):
     """A histogram of one field of the fact."""
 
@@ -80,6 +89,8 @@ _COUNTED: dict[type[Fact], _Counted] = {
     facts.EffectCalled: _Counted("effect_calls", "Outside calls made.", _STEP),
     facts.EffectReused: _Counted("effect_reuses", "Outside calls not repeated.", _STEP),
     facts.EffectInDoubt: _Counted("effects_in_doubt", "Unknown outcomes.", (*_STEP, "resolution")),
+    facts.Captured: _Counted("captured", "Changes stored.", ("stream",), "changes"),
+    facts.CaptureStopped: _Counted("capture_stops", "Streams that stopped.", ("stream", "code")),
     facts.LeaseTaken: _Counted("leases_taken", "Takings of leases.", ("what",)),
     facts.LeaseLost: _Counted("leases_lost", "Losses of leases.", ("what",)),
     facts.Connected: _Counted("connections", "Connections made.", ("peer",)),
@@ -91,7 +102,21 @@ _OBSERVED: dict[type[Fact], tuple[_Observed, ...]] = {
         _Observed("handle_seconds", "Batch, begin to commit.", _HANDLER, "seconds"),
         _Observed("lag_seconds", "Publish to handled.", _HANDLER, "lag_seconds", _LAG_SECONDS),
     ),
+    facts.Captured: (
+        _Observed("capture_seconds", "Batch, rules to stored.", ("stream",), "seconds"),
+        _Observed(
+            "capture_lag_seconds", "Commit to stored.", ("stream",), "lag_seconds", _LAG_SECONDS
+        ),
+    ),
     facts.EffectCalled: (_Observed("effect_seconds", "An outside call.", _STEP, "seconds"),),
+}
+_STREAM = ("stream",)
+_SHOWN: dict[type[Fact], tuple[_Shown, ...]] = {
+    facts.CaptureLagged: (
+        _Shown("capture_lag_bytes", "Of log, not yet captured.", _STREAM, "lag_bytes"),
+        _Shown("capture_lag_transactions", "Not yet captured.", _STREAM, "lag_transactions"),
+        _Shown("capture_kept_bytes", "Of log, kept for us.", _STREAM, "kept_bytes"),
+    ),
 }
 
 
@@ -123,6 +148,13 @@ class Metrics:
                 for observed in _OBSERVED.values()
                 for o in observed
             }
+            self._gauges = {
+                g: prometheus_client.Gauge(
+                    f"duly_{g.name}", g.help, g.labels, registry=self._registry
+                )
+                for shown in _SHOWN.values()
+                for g in shown
+            }
         except ValueError as error:
             raise ConfigurationError(
                 "this registry has duly's metrics already; give each App its own"
@@ -130,6 +162,8 @@ class Metrics:
 
     def __call__(self, fact: Fact) -> None:
         """Count one fact; a type that is not in the table is not counted."""
+        for shown in _SHOWN.get(type(fact), ()):
+            self._show(fact, shown)
         counted = _COUNTED.get(type(fact))
         if counted is None:
             return
@@ -138,6 +172,13 @@ class Metrics:
         for observed in _OBSERVED.get(type(fact), ()):
             histogram = self._histograms[observed].labels(*_values(fact, observed.labels))
             histogram.observe(getattr(fact, observed.field))
+
+    def _show(self, fact: Fact, shown: _Shown) -> None:
+        gauge, value = self._gauges[shown], getattr(fact, shown.field)
+        if value is None:
+            gauge.remove(*_values(fact, shown.labels))
+        else:
+            gauge.labels(*_values(fact, shown.labels)).set(value)
 
     def watch(
         self, name: str, meaning: str, *, labels: tuple[str, ...], read: Read

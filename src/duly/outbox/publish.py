@@ -130,7 +130,7 @@ class PendingMessage:
     message: an object of a registered class, or a callable that gives one. key: text, a whole
     number or a UUID, or a callable that gives one. kind: the verb's kind, ``event`` for publish and
     ``command`` for send. outlet: None for a message that is sent after the commit instead of
-    stored.
+    stored. id: of the message, where the same cause must always give the same.
 
     Raises UnknownTypeError, NotSerializableError, PayloadTooLargeError, InvalidHeaderError,
     PermanentError (KEY_IS_NONE, KEY_INVALID), ConfigurationError (WRONG_VERB) - at once for
@@ -148,8 +148,9 @@ class PendingMessage:
         key: Any = UNKEYED,
         headers: Mapping[str, str] | None = None,
         stored: bool = True,
+        id: str = "",
     ) -> None:
-        self.id = new_id()
+        self.id = id or new_id()
         self.outlet: Outlet | None = source if stored else None
         self._source = source
         self._kind = kind

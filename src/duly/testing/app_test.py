@@ -12,19 +12,23 @@ are missing.  For those run the App itself: ``app.override(...)`` and ``app.runn
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from duly.cdc.outgoing import Evaluator
 from duly.checks import check_code, refuse_unsafe
 from duly.errors import ConfigurationError
+from duly.kernel.changes import Change, Intent
 from duly.kernel.durations import Duration, seconds
 from duly.message import Message
 from duly.observe.facts import Fact, Failed, HandlerFailed, Held
+from duly.outbox.publish import PendingMessage
 from duly.outbox.relay import message_of
 from duly.outbox.schema import Schema
 from duly.runtime.work import Row
+from duly.testing.changes import transaction_of
 from duly.testing.clock import FakeClock
 from duly.testing.drain import CommittedPlace, Drain, OpenPlace, Place, all_ready, consume_context
 from duly.testing.faults import Faults, RecordingBroker
@@ -78,6 +82,7 @@ class AppTest:
         self._target: Any = None
         self._session: Session | None = None
         self._stack = ExitStack()
+        self._fed = 0
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -171,6 +176,27 @@ class AppTest:
         finally:
             await place.close()
         return Drained(len(self._broker.arrived) - relayed, tuple(self._failures[failed:]))
+
+    def feed(self, *changes: Change, intents: Sequence[Intent] = (), stream: str = "") -> list[Any]:
+        """Let the rules see one transaction of these changes, and store what they make of it as a
+        running App would; returns that, as objects of its classes.
+
+        changes: as ``duly.testing.changes`` makes them. intents: what the service said of its
+        transaction. stream: where the App has several. Raises RuleFailedError.
+        """
+        self._fed += 1
+        transaction = transaction_of(changes, position=f"{self._fed:016d}", intents=intents)
+        evaluator = Evaluator(self.app.captures.stream(stream), self.app.outlet)
+        messages = evaluator.evaluate([transaction])
+        if messages.failed is not None:
+            raise messages.failed
+        connection = self.app.database.connect()
+        try:
+            connection.run(self.app.outlet.write(messages.messages))
+        finally:
+            connection.close()
+        pending = (one for one in messages.messages if isinstance(one, PendingMessage))
+        return [self._object(one.message) for one in pending]
 
     def fail_next(self, name: str, *, times: int = 1) -> None:
         """Let something fail the next times it is asked for; see ``duly.testing.faults``.

@@ -8,7 +8,7 @@ import pytest
 
 from duly.errors import ConfigurationError, MissingExtraError
 from duly.observe import facts
-from duly.observe.metrics import _COUNTED, _OBSERVED, Metrics
+from duly.observe.metrics import _COUNTED, _OBSERVED, _SHOWN, Metrics
 from tests.unit.observe.test_facts import ALL, sample
 
 
@@ -21,7 +21,7 @@ def value(registry, name, **labels):
     return registry.get_sample_value(name, labels)
 
 
-@pytest.mark.parametrize("cls", ALL, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("cls", [c for c in ALL if c not in _SHOWN], ids=lambda c: c.__name__)
 def test_every_fact_is_counted(cls, registry):
     fact = sample(cls)
     metrics = Metrics(registry=registry)
@@ -36,10 +36,25 @@ def test_every_fact_is_counted(cls, registry):
 def test_no_label_is_open_to_the_outside():
     """Ids, keys and what a foreign producer wrote would make one time series each."""
     labels = {label for c in _COUNTED.values() for label in c.labels}
+    labels |= {label for gs in _SHOWN.values() for g in gs for label in g.labels}
     labels |= {label for os in _OBSERVED.values() for o in os for label in o.labels}
     assert labels <= {
-        "box", "code", "group", "handler", "peer", "resolution", "step", "topic", "verb", "what"
+        "box", "code", "group", "handler", "peer", "resolution", "step", "stream", "topic", "verb",
+        "what"
     }  # fmt: skip
+
+
+def test_how_far_a_stream_is_behind_is_shown_as_it_is_now(registry):
+    metrics = Metrics(registry=registry)
+    lagged = facts.CaptureLagged(stream="s", lag_bytes=9, lag_transactions=None, kept_bytes=5)
+    metrics(lagged)
+    metrics(lagged)
+    assert value(registry, "duly_capture_lag_bytes", stream="s") == 9
+    assert value(registry, "duly_capture_kept_bytes", stream="s") == 5
+    assert value(registry, "duly_capture_lag_transactions", stream="s") is None
+    metrics(facts.CaptureLagged(stream="s", lag_bytes=None, lag_transactions=3, kept_bytes=0))
+    assert value(registry, "duly_capture_lag_bytes", stream="s") is None
+    assert value(registry, "duly_capture_lag_transactions", stream="s") == 3
 
 
 @pytest.mark.parametrize("code", ["", "no route to 10.0.0.7", "X" * 61, "a\n", "é", "404"])

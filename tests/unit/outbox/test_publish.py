@@ -272,3 +272,10 @@ def test_commit_wakes_the_relay() -> None:
     outlet = MessageOutlet("shop", Registry(), NoStore(), wake=lambda: woken.append(1))
     outlet.committed([event(outlet, Placed(order_id=1))])
     assert woken == [1]
+
+
+def test_an_id_can_be_given_where_the_same_cause_must_give_the_same(
+    outlet: MessageOutlet,
+) -> None:
+    given = PendingMessage(outlet, Placed(order_id=1), kind="event", id="of-the-cause")
+    assert given.id == given.message.id == "of-the-cause"

@@ -28,6 +28,7 @@ from duly.errors import DulyError
 __all__ = ["cli", "invoke", "main"]
 
 _COMMANDS = {
+    "cdc": ("duly.admin.cli.streams:cdc", "Changes of a database as events: the streams."),
     "check": ("duly.admin.cli.check:check", "Look for everything that is wrong with an App."),
     "db": ("duly.admin.cli.tables:db", "The tables: upgrade, sql, status, check, prune."),
     "demo": ("duly.admin.cli.start:demo", "Run the main job on real data, in ./duly-demo."),

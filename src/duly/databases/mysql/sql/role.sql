@@ -12,3 +12,6 @@ SELECT token FROM duly_lease WHERE name = %(name)s AND holder = %(holder)s
 
 -- name: role.leave
 UPDATE duly_lease SET until = UTC_TIMESTAMP(6) WHERE name = %(name)s AND holder = %(holder)s AND until > UTC_TIMESTAMP(6)
+
+-- name: role.holder
+SELECT holder, token FROM duly_lease WHERE name = %(name)s

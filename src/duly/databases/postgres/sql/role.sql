@@ -11,3 +11,6 @@ RETURNING token
 
 -- name: role.leave
 UPDATE duly_lease SET until = clock_timestamp() WHERE name = %(name)s AND holder = %(holder)s AND until > clock_timestamp()
+
+-- name: role.holder
+SELECT holder, token FROM duly_lease WHERE name = %(name)s

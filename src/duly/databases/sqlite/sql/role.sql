@@ -10,3 +10,6 @@ RETURNING token
 
 -- name: role.leave
 UPDATE duly_lease SET until = :now WHERE name = :name AND holder = :holder AND until > :now
+
+-- name: role.holder
+SELECT holder, token FROM duly_lease WHERE name = :name
