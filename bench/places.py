@@ -13,18 +13,22 @@ import tempfile
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 from uuid import uuid4
 
 import psycopg
+import pymysql
 
 __all__ = [
+    "activemq_prefix",
+    "connect_mariadb",
     "database",
     "folder",
     "kafka_prefix",
+    "mariadb",
     "nats_prefix",
     "queue_facts",
     "redis_prefix",
@@ -56,6 +60,32 @@ def database() -> Iterator[str]:
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+def connect_mariadb(url: str) -> pymysql.Connection[Any]:
+    """A plain connection to the database of a URL, autocommit."""
+    at = urlsplit(url)
+    return pymysql.connect(
+        host=at.hostname or "localhost",
+        port=at.port or 3306,
+        user=unquote(at.username or "root"),
+        password=unquote(at.password or ""),
+        database=at.path[1:] or None,
+        autocommit=True,
+    )
+
+
+@contextmanager
+def mariadb() -> Iterator[str]:
+    """A fresh database on MariaDB."""
+    url = server("DULY_TEST_MARIADB")
+    name = f"duly_bench_{uuid4().hex[:12]}"
+    with closing(connect_mariadb(url)) as admin:
+        admin.cursor().execute(f"CREATE DATABASE {name}")
+        try:
+            yield urlsplit(url)._replace(path=f"/{name}").geturl()
+        finally:
+            admin.cursor().execute(f"DROP DATABASE {name}")
+
+
 @contextmanager
 def virtual_host() -> Iterator[str]:
     """A fresh virtual host of RabbitMQ."""
@@ -69,6 +99,19 @@ def virtual_host() -> Iterator[str]:
         yield urlsplit(url)._replace(path=f"/{name}").geturl()
     finally:
         _api("DELETE", f"/api/vhosts/{name}")
+
+
+@contextmanager
+def activemq_prefix() -> Iterator[str]:
+    """A fresh prefix of addresses on ActiveMQ."""
+    from duly.brokers.activemq.control import delete_topics
+
+    url = urlsplit(server("DULY_TEST_ACTIVEMQ"))
+    broker = url._replace(path=f"/bench{uuid4().hex[:12]}").geturl()
+    try:
+        yield broker
+    finally:
+        delete_topics(broker)
 
 
 @contextmanager

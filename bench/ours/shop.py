@@ -19,6 +19,12 @@ __all__ = ["GROUP", "Counter", "Placed", "arguments", "durability", "make_app", 
 GROUP = "stats"
 _SQLITE: tuple[str, ...] = ("journal_mode", "synchronous")
 _POSTGRES: tuple[str, ...] = ("synchronous_commit", "fsync", "full_page_writes")
+_MYSQL: tuple[str, ...] = ("innodb_flush_log_at_trx_commit", "sync_binlog", "innodb_doublewrite")
+_ASKED = {
+    "sqlite": ("PRAGMA ", _SQLITE),
+    "postgres": ("SHOW ", _POSTGRES),
+    "mysql": ("SELECT @@", _MYSQL),
+}
 
 
 class Placed(Event, name="bench.placed", version=1, topic="orders"):
@@ -58,10 +64,10 @@ def make_app(given: dict[str, Any], **settings: Any) -> App:
 
 def durability(app: App) -> dict[str, str]:
     """What the database says of a connection that its handlers work on."""
-    ask, names = ("PRAGMA", _SQLITE) if app.database.dialect == "sqlite" else ("SHOW", _POSTGRES)
+    ask, names = _ASKED[app.database.dialect]
     with app.database.engine().connect() as connection:
         return {
-            name: str(connection.exec_driver_sql(f"{ask} {name}").scalar_one()) for name in names
+            name: str(connection.exec_driver_sql(f"{ask}{name}").scalar_one()) for name in names
         }
 
 

@@ -1,4 +1,4 @@
-"""PostgreSQL and Kafka: the relay, and the consumer in batches.
+"""Kafka: the relay from PostgreSQL and from MariaDB, and the consumer in batches.
 
 Every record is confirmed by all in-sync replicas and every offset committed after the effects, on
 both sides. Both read a topic of the same partitions from its start, each in a group of its own.
@@ -7,20 +7,28 @@ both sides. Both read a topic of the same partitions from its start, each in a g
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-import psycopg
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from bench.load import GROUP, TOPIC, fill_postgres, fill_queue, prepare_postgres
+from bench.load import (
+    GROUP,
+    TOPIC,
+    check_effects,
+    fill_mariadb,
+    fill_postgres,
+    fill_queue,
+    prepare_mariadb,
+    prepare_postgres,
+)
 from bench.measure import Row, Sample, Scale, Sides
-from bench.places import database, kafka_prefix
+from bench.places import database, kafka_prefix, mariadb
 from bench.process import run_side
 from duly.brokers.kafka.topology import topic_name
 
@@ -31,23 +39,22 @@ RAW_PART = 4  # the raw client shows its speed on a quarter
 
 
 class _Ground:
-    """A database and topics. backlog: how many messages wait for a side.
+    """A database and topics. backlog: how many messages wait for a side; fill: puts them there.
 
     Each measurement of the relay has a topic of its own: a log is not emptied, it is left behind.
     """
 
-    def __init__(self, url: str, broker: str, backlog: int) -> None:
-        self._url, self._broker, self._backlog = url, broker, backlog
+    def __init__(self, url: str, broker: str, backlog: int, *, fill: Callable[..., None]) -> None:
+        self._url, self._broker, self._backlog, self._fill = url, broker, backlog, fill
         self._servers = urlsplit(broker).netloc
         self._client = AdminClient({"bootstrap.servers": self._servers})
         self._rounds = 0
-        prepare_postgres(url)
 
     def relay(self, module: str, *, ours: bool, **arguments: Any) -> Sample:
         """Drain the outbox of a side; all of it must be in the topic then."""
         raw = max(1000, self._backlog // RAW_PART // 1000 * 1000)
         count = raw if arguments.get("raw") else self._backlog
-        fill_postgres(self._url, 0 if arguments.get("raw") else count, ours=ours)
+        self._fill(self._url, 0 if arguments.get("raw") else count, ours=ours)
         broker = self._fresh()
         fill_queue(broker, 0)
         sample = self._run(module, broker, count=count, **arguments)
@@ -57,12 +64,12 @@ class _Ground:
 
     def consume(self, module: str, *, count: int, **arguments: Any) -> Sample:
         """Handle the backlog; each message must have its one effect then."""
-        fill_postgres(self._url, 0, ours=True)
+        self._fill(self._url, 0, ours=True)
         broker = self._fresh()
         fill_queue(broker, count)
         sample = self._run(module, broker, count=count, **arguments)
         if not arguments.get("raw"):
-            self._check_effects(count)
+            check_effects(self._url, count)
         return sample
 
     def _fresh(self) -> str:
@@ -85,33 +92,43 @@ class _Ground:
         asked = {TopicPartition(topic, number): OffsetSpec.latest() for number in partitions}
         return sum(one.result(30).offset for one in self._client.list_offsets(asked).values())
 
-    def _check_effects(self, wanted: int) -> None:
-        with psycopg.connect(self._url) as db:
-            row = db.execute("SELECT count(*), count(DISTINCT order_id) FROM effect").fetchone()
-        if row is None or row[1] < wanted or row[0] != row[1]:
-            raise RuntimeError(f"{row} effects and orders, not {wanted}")
-
 
 @contextmanager
 def _relay(scale: Scale) -> Iterator[Sides]:
-    backlog = scale.of(BACKLOG, least=1000) // 1000 * 1000
-    by_hand = "reference.kafka_relay"
     with database() as url, kafka_prefix() as broker:
-        ground = _Ground(url, broker, backlog)
-        yield Sides(
-            ours=partial(ground.relay, "ours.relay", ours=True),
-            reference=partial(ground.relay, by_hand, ours=False, raw=False),
-            raw=partial(ground.relay, by_hand, ours=False, raw=True),
-            share_least=0.3,
-        )
+        prepare_postgres(url)
+        ground = _Ground(url, broker, _backlog(scale), fill=fill_postgres)
+        yield _relays(ground, "reference.kafka_relay", share_least=0.3)
+
+
+@contextmanager
+def _relay_mariadb(scale: Scale) -> Iterator[Sides]:
+    with mariadb() as url, kafka_prefix() as broker:
+        prepare_mariadb(url)
+        ground = _Ground(url, broker, _backlog(scale), fill=fill_mariadb)
+        yield _relays(ground, "reference.mariadb_kafka_relay", share_least=0.1)
+
+
+def _backlog(scale: Scale) -> int:
+    return scale.of(BACKLOG, least=1000) // 1000 * 1000
+
+
+def _relays(ground: _Ground, by_hand: str, *, share_least: float) -> Sides:
+    return Sides(
+        ours=partial(ground.relay, "ours.relay", ours=True),
+        reference=partial(ground.relay, by_hand, ours=False, raw=False),
+        raw=partial(ground.relay, by_hand, ours=False, raw=True),
+        share_least=share_least,
+    )
 
 
 @contextmanager
 def _consume(scale: Scale) -> Iterator[Sides]:
-    backlog = scale.of(BACKLOG, least=1000) // 1000 * 1000
+    backlog = _backlog(scale)
     by_hand = "reference.kafka_consume"
     with database() as url, kafka_prefix() as broker:
-        ground = _Ground(url, broker, backlog)
+        prepare_postgres(url)
+        ground = _Ground(url, broker, backlog, fill=fill_postgres)
         ours = partial(ground.consume, "ours.consume", count=backlog, batch=True, connections=1)
         part = max(1000, backlog // RAW_PART)
         yield Sides(
@@ -129,6 +146,13 @@ ROWS = (
         "hand-written loop: select 1000, produce with acks=all and idempotence, every delivery "
         "report (confluent-kafka), delete",
         _relay,
+    ),
+    Row(
+        "mariadb relay kafka",
+        "messages/s",
+        "hand-written loop on MariaDB (PyMySQL): select 1000, produce with acks=all and "
+        "idempotence, every delivery report (confluent-kafka), delete",
+        _relay_mariadb,
     ),
     Row(
         "postgres consume batch kafka",

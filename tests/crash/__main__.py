@@ -18,8 +18,9 @@ from tests.crash.nursery import ROOT
 from tests.crash.pairs import FURTHER_PAIRS, PAIRS, Place, ServersMissingError, orders_for, run_pair
 from tests.crash.report import Result
 
-MINUTES = {PAIRS[0]: 15.0, PAIRS[1]: 25.0}
+MINUTES = {PAIRS[0]: 15.0, PAIRS[1]: 25.0, "postgres kafka": 20.0, "mariadb kafka": 60.0}
 FURTHER_MINUTES, FURTHER_PART = 10.0, 5  # a fifth of the kills
+WHOLE = (*PAIRS, "mariadb kafka")  # all of them: each database with one broker
 
 
 def options(arguments: list[str]) -> argparse.Namespace:
@@ -40,7 +41,7 @@ def rows(given: argparse.Namespace, place: Place) -> dict[str, Callable[[], Resu
     found: dict[str, Callable[[], Result]] = {}
     for pair in (*PAIRS, *FURTHER_PAIRS):
         minutes = given.minutes or MINUTES.get(pair, FURTHER_MINUTES)
-        kills = given.kills if pair in PAIRS else max(1, given.kills // FURTHER_PART)
+        kills = given.kills if pair in WHOLE else max(1, given.kills // FURTHER_PART)
         orders = orders_for(pair, kills, given.seed, minutes=minutes)
         found[f"crash {pair}"] = lambda pair=pair, orders=orders: run_pair(pair, orders, place)  # type: ignore[misc]
     return found | faults.scenes(given.seed, place)

@@ -29,6 +29,7 @@ ACK_SETTLES_SECONDS = (
 STALL_SHARE = 0.85  # of the lease, between two renewals
 STALL_SECONDS = 3.0  # how long before it a stalled process may have sent what it had not settled
 SHOWN = 5
+Line = tuple[float, str, str, str, str]  # a delivery: when, group, message, source, position
 
 
 @dataclass
@@ -157,10 +158,14 @@ class _Deliveries:
     """What the brokers delivered, by the workers' journals, and what each death left open."""
 
     def __init__(self, stage: Stage) -> None:
+        self._logged = stage.keeps_log
         self.faults = [f for f in stage.facts("faults") if f["what"] == "fault"]
         self.received: dict[str, list[tuple[float, int, str, str, str]]] = defaultdict(list)
-        self.of_pid: dict[int, list[tuple[float, str, str, str, str]]] = defaultdict(list)
+        self.of_pid: dict[int, list[Line]] = defaultdict(list)
         self.acked: dict[tuple[int, str, str], list[float]] = defaultdict(list)
+        # In logs: acks by their place, and when sources were taken from living processes.
+        self.placed: dict[tuple[int, str, str, str], list[float]] = defaultdict(list)
+        self.moved: dict[tuple[int, str, str], list[float]] = defaultdict(list)
         self.ends = [
             f for f in stage.facts("faults") if f["what"] == "ended"
         ]  # they gave back what they had
@@ -183,9 +188,8 @@ class _Deliveries:
             lines = [(at, pid, m, source, position) for m, source, position in fact["got"]]
             self.received[fact["group"]].extend(lines)
             self.of_pid[pid].extend((at, fact["group"], *line[2:]) for line in lines)
-        elif what == "ack":
-            for m in fact["ids"]:
-                self.acked[pid, fact["group"], m].append(at)
+        elif what in ("ack", "moved"):
+            self._note_place(fact)
         elif what == "send":
             self.sends[pid].update(fact["ids"])
             self.sent_at[pid].append((at, fact["ids"]))
@@ -197,8 +201,19 @@ class _Deliveries:
             )
         elif what == "release":
             self.returned.update((fact["group"], m) for m in fact["ids"])
-        elif what == "closed":
+        elif what in ("closing", "closed"):
             self.closed[pid, fact["group"]] = at
+
+    def _note_place(self, fact: dict[str, Any]) -> None:
+        pid, group, at = fact["pid"], fact["group"], fact["at"]
+        if fact["what"] == "ack":
+            for m in fact["ids"]:
+                self.acked[pid, group, m].append(at)
+            for source, position in fact.get("places", ()):
+                self.placed[pid, group, source, position].append(at)
+        elif (pid, group) not in self.closed:  # what it had then was given back
+            for source in fact["places"]:
+                self.moved[pid, group, source].append(at)
 
     def _note_life(self, fact: dict[str, Any]) -> None:
         """A sign of life; a gap longer than the lease may have cost it."""
@@ -242,25 +257,53 @@ class _Deliveries:
 
     def open_at_end(self, end: dict[str, Any]) -> Counter[tuple[str, str]]:
         """(group, message) that a process had received when it ended and that the broker did not
-        know to be done.
+        know to be done."""
+        lines = [line for line in self.of_pid[end["pid"]] if line[0] <= end["at"]]  # it may go on
+        return (self._open_in_logs if self._logged else self._open_in_queues)(end, lines)
 
-        In a log that is what lies above the position stored at that moment; in a queue what was not
-        acked, or so shortly before that the ack may not have arrived."""
-        found: Counter[tuple[str, str]] = Counter()
-        queued: set[tuple[str, str]] = set()  # places of a queue mean nothing; its acks are counted
-        for at, group, m, source, position in self.of_pid[end["pid"]]:
-            if at > end["at"]:
-                continue  # it was frozen, and went on
-            logged = position.isdigit()
-            found[group, m] += not logged or int(position) > end["done"].get(group, {}).get(
-                source, 0
-            )
-            queued |= set() if logged else {(group, m)}
-        for group, m in queued:
+    def _open_in_logs(self, end: dict[str, Any], lines: list[Any]) -> Counter[tuple[str, str]]:
+        """What lies above the position stored at that moment. Where that was read so late that an
+        heir may have stored it, it is the one below the first that was not acked in time."""
+        pid, over = end["pid"], end["at"] - ACK_SETTLES_SECONDS
+        had = [line for line in lines if self._left(pid, line) is None]
+        done = {(g, s): p for g, sources in end["done"].items() for s, p in sources.items()}
+        if end.get("looked", end["at"]) - end["at"] > ACK_SETTLES_SECONDS:
+            done = {(line[1], line[3]): 1 << 63 for line in had}
+            for line in had:
+                if not self._acked_within(pid, line, over):
+                    place = line[1], line[3]
+                    done[place] = min(done[place], int(line[4]) - 1)
+        above = (line for line in had if int(line[4]) > done.get((line[1], line[3]), 0))
+        return Counter((line[1], line[2]) for line in above)
+
+    def open_at_moves(self) -> Counter[tuple[str, str]]:
+        """(group, message) that living processes had not done when its partition was taken away."""
+        return Counter(
+            (line[1], line[2])
+            for pid, lines in self.of_pid.items()
+            for line in lines
+            if (left := self._left(pid, line)) is not None
+            and not self._acked_within(pid, line, left - ACK_SETTLES_SECONDS)
+        )
+
+    def _left(self, pid: int, line: Line) -> float | None:
+        """When the partition of a delivery was taken from its receiver, if it ever was."""
+        after = [at for at in self.moved.get((pid, line[1], line[3]), ()) if at > line[0]]
+        return min(after, default=None)
+
+    def _acked_within(self, pid: int, line: Line, over: float) -> bool:
+        at, group, _, source, position = line
+        return any(at < ack < over for ack in self.placed.get((pid, group, source, position), ()))
+
+    def _open_in_queues(self, end: dict[str, Any], lines: list[Any]) -> Counter[tuple[str, str]]:
+        """What was not acked, or so shortly before that the ack may not have arrived. Places of a
+        queue mean nothing; its acks are counted."""
+        found = Counter((group, m) for _, group, m, _, _ in lines)
+        for group, m in found:
             acks = self.acked.get((end["pid"], group, m), [])
             over = min(end["at"], self.closed.get((end["pid"], group), end["at"]))
             found[group, m] -= sum(at < over - ACK_SETTLES_SECONDS for at in acks)
-        return found
+        return +found
 
 
 def _duplicates(verdict: Verdict, deliveries: _Deliveries, *, batch_max: int) -> None:
@@ -270,6 +313,7 @@ def _duplicates(verdict: Verdict, deliveries: _Deliveries, *, batch_max: int) ->
             (group, m) for m in deliveries.sent_around(outage) for group in deliveries.received
         )
         credit.update(deliveries.received_around(outage))
+    credit.update(deliveries.open_at_moves())
     for end in deliveries.ends:
         credit.update(+deliveries.open_at_end(end))
     groups = list(deliveries.received)

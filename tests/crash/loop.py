@@ -77,8 +77,10 @@ RARE = {
     "consume.received",
 }
 
-PATIENCE_SECONDS = 5.0  # for a plan to fire, beyond the lease
+PATIENCE_SECONDS = 5.0  # for a plan to fire, beyond the lease, once the worker is at work
+START_SECONDS = 20.0  # until it is: it holds lanes or has received something
 BACKLOG_MAX = 1200
+BACKLOG_MAX_SLOW = 300  # the time of a recovery is not that of a queue
 MESSAGES_PER_KILL = 14
 MESSAGES_AHEAD = 600
 SETTLE_SECONDS = 90.0
@@ -154,6 +156,7 @@ class _Child:
     born: float
     lease: Lease
     end_at: float  # when the driver ends it if nothing else has
+    patience: float = 0.0  # until then, from the moment when it is at work; 0: it is
     signalled: bool = False
     died_at: float = 0.0
 
@@ -176,6 +179,7 @@ class Loop:
         self._began = now()
         self._last_pace = self._last_word = 0.0
         self._meddler: _Child | None = None
+        self._backlog_max = BACKLOG_MAX
         self.config = {
             "folder": str(stage.folder),
             "database": stage.through.get("database", stage.database),
@@ -263,6 +267,8 @@ class Loop:
             patience = 0.3 + lease.ttl + self._chance.random()
         pid = self.nursery.fork(role, {**self.config, **lease.settings, "plan": plan, **more})
         child = _Child(pid, role, point, now(), lease, now() + patience)
+        if role == "worker" and point:
+            child.patience, child.end_at = patience, now() + START_SECONDS
         if point:
             self._children[pid] = child
             self._planned[point] += 1
@@ -298,6 +304,8 @@ class Loop:
             self._record(child, death)
             dead.append(child)
         for child in self._children.values():
+            if child.patience and self._is_at_work(child):
+                child.end_at, child.patience = now() + child.patience, 0.0
             if now() > child.end_at:
                 first_try = child.point == "drain.started" and not child.signalled
                 self.nursery.signal(child.pid, signal.SIGTERM if first_try else signal.SIGKILL)
@@ -307,12 +315,15 @@ class Loop:
             self._keep_pace()
         return dead
 
+    def _is_at_work(self, child: _Child) -> bool:
+        return any(fact["what"] in ("taken", "recv") for fact in self._journal_of(child))
+
     # --- a death --------------------------------------------------------------------------------
     def _record(self, child: _Child, death: Death) -> None:
         """Write down what was open in the dead process; count the kill if anything was."""
-        done = self.stage.broker_positions()
+        seen = self._positions()
         if not death.killed:
-            self._faults.append("ended", role=child.role, done=done, at=death.at, pid=child.pid)
+            self._faults.append("ended", role=child.role, at=death.at, pid=child.pid, **seen)
             if child.point != "drain.started":  # that one may have had nothing to drain
                 self.tally.troubles.append(
                     f"{child.role} {child.pid} ended with {death.status}: {self._words(child)}"
@@ -327,11 +338,13 @@ class Loop:
         self.tally.kills[point] += is_open
         self.tally.uncounted += not is_open
         self._faults.append(
-            "fault", n=self.tally.kills.total(), point=point, unsettled=unsettled,
-            counted=is_open, lease=child.lease.ttl,
-            role=child.role, done=done,
-            at=death.at, pid=child.pid,
+            "fault", n=self.tally.kills.total(), point=point, unsettled=unsettled, counted=is_open,
+            lease=child.lease.ttl, role=child.role, at=death.at, pid=child.pid, **seen,
         )  # fmt: skip
+
+    def _positions(self) -> dict[str, Any]:
+        """How far the groups are, and when that was known: too late, it says nothing of a death."""
+        return {"done": self.stage.broker_positions(), "looked": now()}
 
     def _journal_of(self, child: _Child) -> list[dict[str, Any]]:
         path = self.stage.journal(f"worker-{child.pid}")
@@ -397,6 +410,7 @@ class Loop:
         work is done."""
         if not self.orders.slow_kills:
             return
+        self._backlog_max = BACKLOG_MAX_SLOW
         healthy = self._fork("worker", point="", lease=PRODUCTION)
         self._wait_ready(healthy)
         while self.tally.kills.total() < self.orders.slow_kills:
@@ -408,6 +422,7 @@ class Loop:
             if self.tally.kills.total() > before:
                 self._measure_recovery(dead[0])
         self._stop(healthy)
+        self._backlog_max = BACKLOG_MAX
 
     def _wait_ready(self, child: _Child) -> None:
         end = now() + STOP_SECONDS
@@ -552,13 +567,8 @@ class Loop:
                 f"{child.role} {child.pid} did not stop in time: {self._words(child)}"
             )
             return
-        self._faults.append(
-            "ended",
-            role=child.role,
-            done=self.stage.broker_positions(),
-            at=death.at,
-            pid=child.pid,
-        )
+        seen = self._positions()
+        self._faults.append("ended", role=child.role, at=death.at, pid=child.pid, **seen)
         if death.status:
             self.tally.troubles.append(
                 f"{child.role} {child.pid} ended with {death.status}: {self._words(child)}"
@@ -579,7 +589,8 @@ class Loop:
         backlog = max(unfinished(self.stage).get("effects", 0), 0)
         sent = self.stage.number("SELECT count(*) FROM crash_sent")
         ahead = sent - max(self.tally.kills.total() * MESSAGES_PER_KILL, self.orders.least_messages)
-        self.set_pace(9.0 if backlog > BACKLOG_MAX else 0.15 if ahead > MESSAGES_AHEAD else 0.004)
+        most = self._backlog_max
+        self.set_pace(9.0 if backlog > most else 0.15 if ahead > MESSAGES_AHEAD else 0.004)
         if not self.quiet and now() - self._last_word > 10:
             self._last_word = now()
             print(

@@ -31,6 +31,7 @@ BATCH_MAX = 50 * (
 PAIRS = ("sqlite embedded", "postgres rabbitmq")
 FURTHER_PAIRS = (
     "mariadb rabbitmq",
+    "mariadb kafka",
     "postgres kafka",
     "postgres nats",
     "postgres redis",
@@ -63,8 +64,9 @@ def make_stage(pair: str, folder: Path) -> Stage:
         api = os.environ.get("DULY_TEST_RABBITMQ_API", "")
         urls = {"mariadb": _server("MARIADB"), "rabbitmq": _server("RABBITMQ"), "api": api}
         return mariadb_stage(path, **urls)
-    if pair == "postgres kafka":
-        return kafka_stage(path, postgres=_server("POSTGRES"), kafka=_server("KAFKA"))
+    if pair.endswith("kafka"):
+        database = _server(pair.split()[0].upper())
+        return kafka_stage(path, database=database, kafka=_server("KAFKA"))
     if pair == "postgres nats":
         return nats_stage(path, postgres=_server("POSTGRES"), nats=_server("NATS"))
     if pair == "postgres activemq":

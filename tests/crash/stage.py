@@ -107,9 +107,17 @@ class Stage:
             with suppress(Exception):  # a broken connection may not even close
                 plain.close()
 
+    @property
+    def keeps_log(self) -> bool:
+        """Whether ``broker_positions`` tell what is done; elsewhere only acks do, and the number
+        that a server counts its messages with says nothing."""
+        return self.broker.startswith(("embedded", "kafka"))
+
     def broker_positions(self) -> dict[str, dict[str, int]]:
-        """How far each group is known to be done in each source of the embedded log; empty for
-        RabbitMQ."""
+        """How far each group is known to be done in each source of a log: the last position that
+        is; empty for a broker with queues."""
+        if self.broker.startswith("kafka"):
+            return committed_positions(self.broker)
         if not self.broker.startswith("embedded"):
             return {}
         found: dict[str, dict[str, int]] = {}
@@ -263,15 +271,37 @@ def activemq_stage(folder: Path, *, postgres: str, activemq: str) -> Stage:
     return stage
 
 
-def kafka_stage(folder: Path, *, postgres: str, kafka: str) -> Stage:
-    """A stage on PostgreSQL and Kafka, with topics and groups of its own prefix."""
+def kafka_stage(folder: Path, *, database: str, kafka: str) -> Stage:
+    """A stage on a database server and Kafka, with topics and groups of its own prefix."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = new_database(postgres)
-    database = urlsplit(postgres)._replace(path=f"/{name}").geturl()
+    name = new_database(database)
+    dialect = "mysql" if database.startswith("mysql") else "postgres"
+    own = urlsplit(database)._replace(path=f"/{name}").geturl()
     broker = urlsplit(kafka)._replace(path=f"/{name}").geturl()
-    stage = Stage(folder.resolve(), "postgres", database, broker, admin=postgres)
+    stage = Stage(folder.resolve(), dialect, own, broker, admin=database)
     stage.prepare()
     return stage
+
+
+def committed_positions(broker: str) -> dict[str, dict[str, int]]:
+    """The last position below each offset that the groups of a prefix have committed on Kafka; -1
+    where that is the first."""
+    from confluent_kafka import ConsumerGroupTopicPartitions
+    from confluent_kafka.admin import AdminClient
+
+    parts = urlsplit(broker)
+    prefix = f"{parts.path[1:]}."
+    names = {group: f"{prefix}{group}" for group in GROUPS} | {QUEUE: f"_command.{prefix}{QUEUE}"}
+    found: dict[str, dict[str, int]] = {}
+    with AdminClient({"bootstrap.servers": parts.netloc, "log_level": 0}) as client:
+        asked = {
+            group: client.list_consumer_group_offsets([ConsumerGroupTopicPartitions(name)])[name]
+            for group, name in names.items()
+        }
+        for group, answer in asked.items():
+            places = answer.result(HTTP_SECONDS).topic_partitions
+            found[group] = {f"{p.topic}/{p.partition}": p.offset - 1 for p in places}
+    return found
 
 
 def delete_topics(broker: str) -> None:

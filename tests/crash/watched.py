@@ -112,14 +112,12 @@ class WatchedSubscription:
 
     def __init__(self, inner: Subscription, group: str, watch: Watch) -> None:
         self._inner, self._group, self._watch = inner, group, watch
-        self._open: dict[
-            int, tuple[str, Any]
-        ] = {}  # by the token's identity; the token is kept alive
+        self._open: dict[int, Delivery] = {}  # by its token's identity; the token is kept alive
 
     async def batches(self) -> AsyncIterator[list[Delivery]]:
         """As the inner one, each batch recorded before it is handed on."""
         async for batch in self._inner.batches():
-            self._open |= {id(d.token): (d.message.id, d.token) for d in batch}
+            self._open |= {id(d.token): d for d in batch}
             self._watch.unacked[self._group] += len(batch)
             self._watch.journal.append(
                 "recv", group=self._group, got=[[d.message.id, d.source, d.position] for d in batch]
@@ -138,13 +136,16 @@ class WatchedSubscription:
 
     async def close(self) -> None:
         """Closes; what is unacked goes back."""
+        self._watch.journal.append("closing", group=self._group)
         await self._inner.close()
-        back = [message_id for message_id, _ in self._open.values()]
+        back = [d.message.id for d in self._open.values()]
         self._watch.journal.append("release", group=self._group, ids=back)
         self._watch.journal.append("closed", group=self._group)
 
     def _note(self, what: str, tokens: Sequence[Any]) -> None:
         known = [self._open.pop(id(token), None) for token in tokens]
-        found = [entry[0] for entry in known if entry is not None]
+        found = [d for d in known if d is not None]
         self._watch.unacked[self._group] -= len(found)
-        self._watch.journal.append(what, group=self._group, ids=found)
+        places = [[d.source, d.position] for d in found]
+        ids = [d.message.id for d in found]
+        self._watch.journal.append(what, group=self._group, ids=ids, places=places)

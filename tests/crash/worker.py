@@ -10,12 +10,14 @@ import logging
 import os
 import random
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from duly.brokers.activemq.broker import ActiveMQBroker
 from duly.brokers.embedded.broker import EmbeddedBroker
 from duly.brokers.kafka.broker import KafkaBroker
+from duly.brokers.kafka.consumer import Reader
 from duly.brokers.nats.broker import NatsBroker
 from duly.brokers.rabbitmq.broker import RabbitMQBroker
 from duly.brokers.redis.broker import RedisBroker
@@ -23,6 +25,7 @@ from duly.observe.facts import Fact, LeaseLost, LeaseTaken
 from duly.testing.failpoints import arm, parse
 from duly.testing.journal import Journal
 from tests.crash.shop import Gateway, make_app
+from tests.crash.stage import QUEUE
 from tests.crash.watched import REFUSE_CHANCE, Watch, WatchedBroker
 
 
@@ -45,7 +48,8 @@ async def _serve(config: dict[str, Any], watch: Watch, plans: list[Any]) -> None
     elif config["broker"].startswith("stomp"):
         inner = ActiveMQBroker(config["broker"])
     elif config["broker"].startswith("kafka"):
-        session = max(1, round(config["broker_lease"]))
+        _tell_moves(watch)
+        session = int(config["broker_lease"])  # whole seconds, never more than the lease
         inner = KafkaBroker(f"{config['broker']}?session_timeout={session}")
     elif config["broker"].startswith("nats"):
         inner = NatsBroker(config["broker"])
@@ -73,6 +77,23 @@ async def _serve(config: dict[str, Any], watch: Watch, plans: list[Any]) -> None
         watch.journal.append("ready")
         await stop.wait()
         watch.journal.append("stopping")
+
+
+def _tell_moves(watch: Watch) -> None:
+    """Write down when Kafka has taken partitions from this process while it lives."""
+
+    def told(usual: Callable[..., None]) -> Callable[..., None]:
+        def moved(reader: Reader, consumer: Any, partitions: list[Any]) -> None:
+            usual(reader, consumer, partitions)
+            group = reader.group.partition(".")[2]
+            group = QUEUE if group.endswith(f".{QUEUE}") else group
+            places = [f"{p.topic}/{p.partition}" for p in partitions]
+            watch.journal.append("moved", group=group, places=places)
+
+        return moved
+
+    for name in ("_revoked", "_lost"):
+        setattr(Reader, name, told(getattr(Reader, name)))
 
 
 def _heard(fact: Fact, watch: Watch) -> None:

@@ -96,6 +96,21 @@ async def test_a_slow_handler_keeps_its_partitions(
     assert list((await committed(kafka_url, "readers")).values()) == [8]
 
 
+async def test_what_is_written_after_the_assignment_is_new(kafka_url: str) -> None:
+    broker = KafkaBroker(f"{kafka_url}?partitions=1")
+    await broker.start()
+    topic = event()
+    spec = SubscriptionSpec("readers", (topic,))
+    await broker.declare([topic], [spec])
+    await send(broker, [message(topic, n) for n in range(3)])
+    receiver = Receiver(await broker.subscribe(spec))
+    await receiver.receive(3)
+    await send(broker, [message(topic, n) for n in range(3, 6)])
+    await receiver.receive(6)
+    assert [d.redelivered for d in receiver.deliveries] == [True] * 3 + [False] * 3
+    await broker.close()
+
+
 async def test_a_log_that_was_shortened_is_said_and_read_on(
     kafka_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -202,7 +203,10 @@ class Reader:
                     continue
                 progress = self._progress.get((record.topic(), record.partition()))
                 offset = record.offset()
+                begins = progress is not None and not progress.begun
                 if progress is not None and progress.admit(offset):
+                    if begins:
+                        progress.know_end(_end(consumer, record))
                     again = progress.doubtful(offset)
                     self.arrived.append(Raw(Token(progress, offset), record, again))
                     came = True
@@ -362,6 +366,13 @@ class Reader:
             kept = [raw for raw in self.arrived if raw.token.progress.live]
             self.arrived.clear()
             self.arrived.extend(kept)
+
+
+def _end(consumer: Consumer, record: Any) -> int:
+    """The end of a partition when this record was fetched."""
+    place = TopicPartition(record.topic(), record.partition())
+    _, end = consumer.get_watermark_offsets(place, cached=True)
+    return int(end) if end > record.offset() else sys.maxsize  # the client may not know it yet
 
 
 def _leave(consumer: Consumer) -> None:

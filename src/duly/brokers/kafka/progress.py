@@ -15,8 +15,8 @@ from duly.kernel.watermark import Watermark
 
 __all__ = ["Progress"]
 
-# How many records after the assignment may have been with somebody else. One that ends its process
-# is the lowest undone one sooner or later, however many were under way beside it.
+# How many of the records that were there before may have been with somebody else. One that ends its
+# process is the lowest undone one sooner or later, however many were under way beside it.
 DOUBTFUL = 100
 
 
@@ -54,6 +54,15 @@ class Progress:
     def doubtful(self, offset: int) -> bool:
         """Whether an admitted record may have been with somebody before: Kafka does not tell."""
         return offset < self._doubtful_to
+
+    @property
+    def begun(self) -> bool:
+        """Whether a record was admitted."""
+        return self._watermark is not None
+
+    def know_end(self, offset: int) -> None:
+        """Of what is written from this offset on, nobody before had anything."""
+        self._doubtful_to = min(self._doubtful_to, offset)
 
     def admit(self, offset: int) -> bool:
         """A record was read: whether it goes to the application."""

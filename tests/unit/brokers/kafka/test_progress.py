@@ -89,6 +89,20 @@ def test_what_another_may_have_had_is_doubtful() -> None:
     assert progress.doubtful(150)
 
 
+def test_what_was_written_after_the_assignment_nobody_had_before() -> None:
+    progress = Progress("orders", 0)
+    assert not progress.begun
+    assert progress.admit(7)
+    assert progress.begun
+    progress.know_end(9)
+    assert all(progress.admit(offset) for offset in (8, 9, 10))
+    assert [offset for offset in range(7, 11) if progress.doubtful(offset)] == [7, 8]
+    progress.release([10])
+    assert progress.rewind() == 10
+    assert progress.admit(10)
+    assert progress.doubtful(10), "it was given back"
+
+
 @given(st.lists(st.tuples(st.sampled_from("asrw"), st.integers(0, 30)), max_size=80))
 def test_nothing_undone_is_ever_below_the_commit(steps: list[tuple[str, int]]) -> None:
     progress = Progress("orders", 0)
