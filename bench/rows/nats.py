@@ -37,7 +37,8 @@ class _Ground:
 
     def relay(self, module: str, *, ours: bool, **arguments: Any) -> Sample:
         """Drain the outbox of a side; all of it must be in the stream then."""
-        count = self._backlog // RAW_PART if arguments.get("raw") else self._backlog
+        raw = max(1000, self._backlog // RAW_PART // 1000 * 1000)
+        count = raw if arguments.get("raw") else self._backlog
         fill_postgres(self._url, 0 if arguments.get("raw") else count, ours=ours)
         asyncio.run(self._stream(purge=True))
         sample = run_side(module, database=self._url, broker=self._broker, count=count, **arguments)

@@ -18,9 +18,10 @@ from duly.brokers.kafka import KafkaBroker
 from duly.brokers.nats import NatsBroker
 from duly.brokers.rabbitmq import RabbitMQBroker
 from duly.brokers.redis import RedisBroker
-from duly.ports import Broker, BrokerFeatures
+from duly.kernel import failpoints
+from duly.ports import Broker, BrokerFeatures, SubscriptionSpec
 from duly.testing.broker_conformance import BrokerConformance, Target
-from duly.testing.broker_target import event, message
+from duly.testing.broker_target import event, message, send, started
 from duly.testing.fault_proxy import SILENT, FaultProxy
 from tools.services import PrivateServer
 
@@ -36,6 +37,8 @@ def test_every_adapter_is_pinned_and_nothing_else() -> None:
         "activemq",
         "embedded file",
         "embedded memory",
+        "embedded mysql",
+        "embedded postgres",
         "kafka",
         "nats",
         "rabbitmq",
@@ -43,7 +46,22 @@ def test_every_adapter_is_pinned_and_nothing_else() -> None:
     }
 
 
-class TestActiveMQ(BrokerConformance):
+class OurConformance(BrokerConformance):
+    """What is asked of our own adapters besides."""
+
+    async def test_a_crash_run_can_end_it_between_send_and_confirm(self, target: Target) -> None:
+        topic, passed = event(), list[str]()
+        async with started(target) as broker:
+            await broker.declare([topic], [SubscriptionSpec("readers", (topic,))])
+            failpoints.arm(passed.append)
+            try:
+                await send(broker, [message(topic)])
+            finally:
+                failpoints.arm(None)
+        assert failpoints.RELAY_SENT in passed
+
+
+class TestActiveMQ(OurConformance):
     @pytest.fixture
     def target(self, activemq_url: str) -> Target:
         @asynccontextmanager
@@ -79,7 +97,7 @@ class TestActiveMQ(BrokerConformance):
         )
 
 
-class TestEmbeddedFile(BrokerConformance):
+class TestEmbeddedFile(OurConformance):
     @pytest.fixture
     def target(self, tmp_path: Path) -> Target:
         path = tmp_path / "broker.db"
@@ -112,7 +130,7 @@ class TestEmbeddedFile(BrokerConformance):
         )
 
 
-class TestEmbeddedMemory(BrokerConformance):
+class TestEmbeddedMemory(OurConformance):
     @pytest.fixture
     def target(self) -> Target:
         return Target(
@@ -122,7 +140,70 @@ class TestEmbeddedMemory(BrokerConformance):
         )
 
 
-class TestKafka(BrokerConformance):
+@asynccontextmanager
+async def behind_silence(url: str, port: int) -> AsyncIterator[Broker]:
+    """An embedded broker on a server that has stopped to answer."""
+    parts = urlsplit(url)
+    async with FaultProxy(parts.hostname or "", parts.port or port) as proxy:
+        place = f"{parts.username}:{parts.password or ''}@{proxy.host}:{proxy.port}"
+        broker = EmbeddedBroker(parts._replace(netloc=place).geturl())
+        await broker.start()
+        await broker.topics()
+        await broker.publish([message(event("nowhere"))], deadline_seconds=5.0)  # connected
+        await proxy.aset(SILENT)
+        try:
+            yield broker
+        finally:
+            await broker.close()
+
+
+class TestEmbeddedMysql(OurConformance):
+    @pytest.fixture
+    def target(self, mariadb_url: str) -> Target:
+        url = f"embedded+{mariadb_url}"
+        return Target(
+            make=lambda: EmbeddedBroker(url, lease_seconds=2.0),
+            features=required("embedded mysql"),
+            stalled=lambda: behind_silence(url, 3306),
+        )
+
+    @pytest.fixture
+    def restartable(self, private_mariadb: PrivateServer) -> Target:
+        async def restart() -> None:
+            await asyncio.to_thread(private_mariadb.kill)
+            await asyncio.to_thread(private_mariadb.start)
+
+        return Target(
+            make=lambda: EmbeddedBroker(f"embedded+{private_mariadb.url}", lease_seconds=2.0),
+            features=required("embedded mysql"),
+            restart=restart,
+        )
+
+
+class TestEmbeddedPostgres(OurConformance):
+    @pytest.fixture
+    def target(self, postgres_url: str) -> Target:
+        url = f"embedded+{postgres_url}"
+        return Target(
+            make=lambda: EmbeddedBroker(url, lease_seconds=2.0),
+            features=required("embedded postgres"),
+            stalled=lambda: behind_silence(url, 5432),
+        )
+
+    @pytest.fixture
+    def restartable(self, private_postgres: PrivateServer) -> Target:
+        async def restart() -> None:
+            await asyncio.to_thread(private_postgres.kill)
+            await asyncio.to_thread(private_postgres.start)
+
+        return Target(
+            make=lambda: EmbeddedBroker(f"embedded+{private_postgres.url}", lease_seconds=2.0),
+            features=required("embedded postgres"),
+            restart=restart,
+        )
+
+
+class TestKafka(OurConformance):
     @pytest.fixture
     def target(self, kafka_url: str, kafka_proxy: FaultProxy) -> Target:
         @asynccontextmanager
@@ -157,7 +238,7 @@ class TestKafka(BrokerConformance):
         )
 
 
-class TestRabbitMQ(BrokerConformance):
+class TestRabbitMQ(OurConformance):
     @pytest.fixture
     def target(self, rabbitmq_url: str) -> Target:
         @asynccontextmanager
@@ -194,7 +275,7 @@ class TestRabbitMQ(BrokerConformance):
         )
 
 
-class TestNats(BrokerConformance):
+class TestNats(OurConformance):
     @pytest.fixture
     def target(self, nats_url: str) -> Target:
         @asynccontextmanager
@@ -229,7 +310,7 @@ class TestNats(BrokerConformance):
         )
 
 
-class TestRedis(BrokerConformance):
+class TestRedis(OurConformance):
     @pytest.fixture
     def target(self, redis_url: str) -> Target:
         @asynccontextmanager

@@ -144,7 +144,9 @@ async def test_topics_are_shown_with_their_groups(activemq_url: str) -> None:
         receiver = await join(broker, "readers", topic, acking=False)
         await receiver.receive(3)
         found = {status.name: status for status in await broker.topics()}
+        codes = {finding.code for finding in await broker.inspect()}
         await receiver.close()
+    assert "ACTIVEMQ_STRANDED" not in codes, "a living receiver has them"
     assert (found[topic.name].depth, found[queue.name].depth) == (3, 1)
     group = found[topic.name].groups[0]
     assert (group.group, group.lag, group.members) == ("readers", 3, 1)

@@ -19,7 +19,13 @@ from duly.brokers.activemq.consumer import ActiveMQSubscription
 from duly.brokers.activemq.link import Link
 from duly.brokers.activemq.publisher import PAYLOAD_BYTES_MAX, Call, Publisher
 from duly.brokers.activemq.settings import parse
-from duly.brokers.activemq.topology import address_of, declare, queue_name, queues_at
+from duly.brokers.activemq.topology import (
+    address_of,
+    declare,
+    queue_name,
+    queues_at,
+    stranded,
+)
 from duly.brokers.activemq.verdicts import judge
 from duly.brokers.iothread import IoThread
 from duly.errors import BrokerUnavailableError, ConfigurationError, DulyError, OperatorError
@@ -45,6 +51,7 @@ T = TypeVar("T")
 DECLARE_SECONDS = 6 * CALL_SECONDS  # some questions for each group, one after the other
 CLOSE_SECONDS = 3.0
 GRACE_SECONDS = 1.0
+LOOK_AGAIN_SECONDS = 1.0
 _ATTRIBUTES = (
     "version",
     "persistenceEnabled",
@@ -161,23 +168,30 @@ class ActiveMQBroker:
     async def inspect(self) -> Sequence[Finding]:
         """Version, durability, full and expiring addresses, and TLS, as far as the server tells."""
         try:
-            broker, address = await self._ask(self._facts(), DECLARE_SECONDS)
+            broker, address, nobodys = await self._ask(self._facts(), DECLARE_SECONDS)
         except BrokerUnavailableError as error:
             fix = "Start the server with a STOMP acceptor, or correct the URL."
             return [Finding("ACTIVEMQ_REACHABLE", Severity.RED, error.detail, fix)]
         except DulyError as error:
             fix = "Check the login, its rights on activemq.management and our prefix, and TLS."
             return [Finding(error.code, Severity.RED, error.detail, fix)]
-        return judge(self._settings, broker, address)
+        return judge(self._settings, broker, address, stranded=nobodys)
 
-    async def _facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    async def _facts(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
         sample = address_of(self._settings.prefix, TopicSpec("check", "event"))
         try:
             broker = {name: await self._api.read(name) for name in _ATTRIBUTES}
             address = json.loads(await self._api.call("getAddressSettingsAsJSON", sample))
+            nobodys = await stranded(self._api, self._settings.prefix)
+            if nobodys:
+                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+                still = await stranded(self._api, self._settings.prefix)
+                nobodys = {
+                    queue: min(n, still[queue]) for queue, n in nobodys.items() if queue in still
+                }
         except RefusedError as error:
             raise ConfigurationError(f"{self._settings.shown}: {error}") from error
-        return broker, address
+        return broker, address, nobodys
 
     async def topics(self) -> list[TopicStatus]:
         """What was declared here, with the messages in each group's queue, those under way too.

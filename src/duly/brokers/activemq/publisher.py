@@ -25,6 +25,7 @@ from duly.brokers.activemq.entries import send
 from duly.brokers.activemq.link import Connection, Link, is_about_rights
 from duly.brokers.activemq.topology import address_of, queues_at, routing_of
 from duly.errors import DulyError
+from duly.kernel import failpoints
 from duly.message import Message
 from duly.ports import CONFIRMED, Outcome, OutcomeKind, TopicSpec
 
@@ -274,6 +275,7 @@ class Publisher:
 
     # --- answers ------------------------------------------------------------------------------
     def _answered(self, number: int, refusal: str) -> None:
+        failpoints.hit(failpoints.RELAY_SENT)
         sent = self._forget(number)
         if sent is None:
             return  # given up meanwhile

@@ -12,6 +12,7 @@ name: '~' is in no name.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -20,10 +21,20 @@ from duly.brokers.activemq.settings import Settings
 from duly.errors import ConfigurationError
 from duly.ports import SubscriptionSpec, TopicSpec
 
-__all__ = ["TOPOLOGY", "Source", "address_of", "declare", "queue_name", "queues_at", "sources_of"]
+__all__ = [
+    "TOPOLOGY",
+    "Source",
+    "address_of",
+    "declare",
+    "queue_name",
+    "queues_at",
+    "sources_of",
+    "stranded",
+]
 
 TOPOLOGY = "ACTIVEMQ_TOPOLOGY"
 UNLIMITED = -1
+PAGE = 1000
 _ROUTING = {"event": "MULTICAST", "command": "ANYCAST"}
 
 
@@ -65,6 +76,31 @@ async def queues_at(api: Api, address: str) -> list[dict[str, Any]]:
     wanted = json.dumps({"field": "address", "operation": "EQUALS", "value": address})
     listed = json.loads(await api.call("listQueues", wanted, 1, 1000))
     return [queue for queue in listed["data"] if queue["address"] == address]
+
+
+async def stranded(api: Api, prefix: str) -> dict[str, int]:
+    """How many messages of each of our queues are under way to nobody. Raises as ``Api.call``.
+
+    A receiver of its own may have taken one between the two questions: ask again before it counts.
+    """
+    ours = f"{prefix}."
+    named = {"operation": "CONTAINS", "value": ours}
+    taken: Counter[str] = Counter()
+    for consumer in await _listed(api, "listConsumers", {"field": "queue", **named}):
+        taken[consumer["queue"]] += int(consumer["messagesInTransit"])
+    queues = await _listed(api, "listQueues", {"field": "name", **named})
+    left = {str(q["name"]): int(q["deliveringCount"]) - taken[q["name"]] for q in queues}
+    return {name: n for name, n in left.items() if n > 0 and name.startswith(ours)}
+
+
+async def _listed(api: Api, what: str, wanted: dict[str, str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    while True:
+        page = len(found) // PAGE + 1
+        listed = json.loads(await api.call(what, json.dumps(wanted), page, PAGE))
+        found += listed["data"]
+        if len(listed["data"]) < PAGE:
+            return found
 
 
 async def declare(api: Api, settings: Settings, specs: Iterable[SubscriptionSpec]) -> None:

@@ -17,9 +17,15 @@ __all__ = ["judge"]
 
 
 def judge(
-    settings: Settings, broker: Mapping[str, Any], address: Mapping[str, Any]
+    settings: Settings,
+    broker: Mapping[str, Any],
+    address: Mapping[str, Any],
+    *,
+    stranded: Mapping[str, int],
 ) -> list[Finding]:
-    """The findings. broker: attributes of the server. address: what holds for our addresses."""
+    """The findings. broker: attributes of the server. address: what holds for our addresses.
+    stranded: messages under way to nobody, by queue.
+    """
     version = str(broker.get("version", "?"))
     server = f"ActiveMQ Artemis {version}"
     found = [
@@ -27,7 +33,7 @@ def judge(
         Finding("ACTIVEMQ_SERVER", Severity.GREEN, server, "", {"version": version}),
         _durability(broker),
     ]
-    return [*found, *_addresses(settings, address)]
+    return [*found, *_addresses(settings, address), *_stranded(stranded)]
 
 
 def _tls(settings: Settings) -> Finding:
@@ -72,3 +78,15 @@ def _addresses(settings: Settings, address: Mapping[str, Any]) -> Iterator[Findi
         if int(address.get(name, -1)) >= 0:
             text = f"addresses {match} forget messages that nobody has read yet ({name})"
             yield Finding("ACTIVEMQ_EXPIRES", Severity.RED, text, f"Remove {name} for {match}.")
+
+
+def _stranded(queues: Mapping[str, int]) -> Iterator[Finding]:
+    """What the server owes its receivers: when one is killed it ends the connection twice at the
+    same time, and the oldest message of a receiver may be undone by neither.
+    """
+    if queues:
+        some = ", ".join(f"{count} of {queue}" for queue, count in sorted(queues.items())[:5])
+        text = f"messages are under way to nobody ({some}): their receivers were killed"
+        fix = "Restart the server: it delivers them again then, and not before."
+        facts = {queue: str(count) for queue, count in queues.items()}
+        yield Finding("ACTIVEMQ_STRANDED", Severity.WEAK, text, fix, facts)

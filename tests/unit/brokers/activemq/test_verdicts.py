@@ -20,7 +20,7 @@ SAFE = {
 def verdicts(
     url: str = "stomp://localhost", address: dict[str, Any] | None = None, **broker: Any
 ) -> dict[str, Severity]:
-    found = judge(parse(url), SAFE | broker, address or {})
+    found = judge(parse(url), SAFE | broker, address or {}, stranded={})
     assert all(f.fix for f in found if f.severity is not GREEN)
     return {f.code: f.severity for f in found}
 
@@ -66,3 +66,12 @@ def test_addresses_by_which_messages_vanish_are_red(address: dict[str, Any], cod
 )
 def test_tls(url: str, verdict: Severity) -> None:
     assert verdicts(url)["ACTIVEMQ_TLS"] is verdict
+
+
+def test_messages_under_way_to_nobody_are_told_with_their_queue() -> None:
+    found = judge(parse("stomp://localhost"), SAFE, {}, stranded={"duly.group.a~t": 3})
+    [told] = [finding for finding in found if finding.code == "ACTIVEMQ_STRANDED"]
+    assert told.severity is WEAK, "it does not stop a start"
+    assert "3 of duly.group.a~t" in told.message
+    assert "Restart" in told.fix
+    assert told.facts == {"duly.group.a~t": "3"}
