@@ -8,7 +8,8 @@ only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import msgspec
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 CALL_SECONDS = 5.0
+QUIET_SECONDS = 1.0
 STREAM_MISSING = 10059
 CONSUMER_MISSING = 10014
 MESSAGE_MISSING = 10037
@@ -63,7 +65,34 @@ class Api:
         self._inbox = f"{link.inbox}.api"
         self._open: dict[int, _Question] = {}
         self._last = 0
+        self.unfinished = 0  # streams that are being made and may lack their groups yet
+        self.finished: list[Callable[[], None]] = []  # called when there is none any more
+        self.under_way: list[Callable[[], bool]] = []  # whether something published is unanswered
         link.users.insert(0, self)
+
+    @contextmanager
+    def making(self) -> Iterator[Callable[[], Awaitable[None]]]:
+        """Gives what to await before a stream is made. Until the end nothing is published: a stream
+        keeps a message only for the groups that it has, and confirms it all the same.
+        """
+        begun: list[bool] = []
+
+        async def begin() -> None:
+            self.unfinished += not begun
+            begun.append(True)
+            loop = asyncio.get_running_loop()
+            until = loop.time() + QUIET_SECONDS
+            # What is on its way must not arrive in between; answered within a round trip or never.
+            while any(under_way() for under_way in self.under_way) and loop.time() < until:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+        try:
+            yield begin
+        finally:
+            self.unfinished -= bool(begun)
+            if begun and not self.unfinished:
+                for go_on in self.finished:
+                    go_on()
 
     async def ask(self, subject: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The answer. subject: without ``$JS.API.``.

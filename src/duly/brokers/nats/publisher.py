@@ -137,6 +137,8 @@ class Publisher:
         self._nobody: dict[str, list[_Sent]] = {}  # by stream, waiting for what was asked
         self.payload_bytes_max = PAYLOAD_BYTES_MAX  # headers included, once connected
         link.users.append(self)
+        api.finished.append(self.pump)
+        api.under_way.append(lambda: bool(self._sent))
 
     # --- calls --------------------------------------------------------------------------------
     def submit(self, call: Call) -> None:
@@ -174,6 +176,7 @@ class Publisher:
             connection is not None
             and connection.usable
             and self._waiting
+            and not self._api.unfinished
             and len(self._sent) < WINDOW_MESSAGES
             and self._in_flight_bytes < WINDOW_BYTES
         ):

@@ -12,7 +12,7 @@ never share a name, whatever dots their names have: '~' and '+' are in no name.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -96,13 +96,17 @@ async def declare(api: Api, settings: Settings, specs: Iterable[SubscriptionSpec
 
     Raises BrokerUnavailableError, ConfigurationError.
     """
+    specs = list(specs)
+    topics = dict.fromkeys(topic for spec in specs for topic in spec.topics)
     try:
-        for spec in specs:
-            for topic in dict.fromkeys(spec.topics):
-                await _stream(api, settings, topic)
-                await _refuse_other_mode(api, settings, spec, topic=topic)
-            sources = sources_of(settings.prefix, spec)
-            await _all(_consumer(api, settings, source) for source in sources)
+        with api.making() as begin:
+            for topic in topics:
+                await _stream(api, settings, topic, begin=begin)
+            for spec in specs:
+                for topic in dict.fromkeys(spec.topics):
+                    await _refuse_other_mode(api, settings, spec, topic=topic)
+                sources = sources_of(settings.prefix, spec)
+                await _all(_consumer(api, settings, source) for source in sources)
     except RefusedError as error:
         raise error.mapped() from error
 
@@ -148,7 +152,9 @@ def consumer_settings(settings: Settings, source: Source) -> dict[str, Any]:
     }
 
 
-async def _stream(api: Api, settings: Settings, topic: TopicSpec) -> None:
+async def _stream(
+    api: Api, settings: Settings, topic: TopicSpec, *, begin: Callable[[], Awaitable[None]]
+) -> None:
     wanted = stream_settings(settings, topic)
     name = wanted["name"]
     try:
@@ -156,6 +162,7 @@ async def _stream(api: Api, settings: Settings, topic: TopicSpec) -> None:
     except RefusedError as error:
         if error.code != STREAM_MISSING:
             raise
+        await begin()
         try:
             await api.ask(f"STREAM.CREATE.{name}", wanted)
         except RefusedError as refused:

@@ -54,6 +54,9 @@ class Server:
         self.streams: dict[str, Exception | None] = {}
         self.heard: Callable[..., None] = lambda *_: None
         self.remade = 0
+        self.unfinished = 0
+        self.finished: list[Callable[[], None]] = []
+        self.under_way: list[Callable[[], bool]] = []
         self.publisher = Publisher(self, self, remake=self.remake)  # type: ignore[arg-type]
         self.publisher.up(self)  # type: ignore[arg-type]
 
@@ -307,3 +310,15 @@ async def test_a_message_goes_to_the_same_place_when_it_is_sent_again(server: Se
     subjects = [subject for subject, _ in server.sent]
     assert subjects[:20] == subjects[20:]
     assert len(set(subjects)) > 4, "without a key they are spread"
+
+
+async def test_nothing_is_sent_while_a_stream_may_lack_its_groups(server: Server) -> None:
+    server.unfinished = 1
+    outcomes = publish(server, [message(TOPIC, 1)])
+    assert not server.sent
+    server.unfinished = 0
+    for go_on in server.finished:
+        go_on()
+    assert len(server.sent) == 1
+    server.answer(0)
+    assert kinds(outcomes) == [CONFIRMED]
