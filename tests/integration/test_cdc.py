@@ -123,6 +123,8 @@ def test_killed_between_store_and_confirm_nothing_is_lost_and_nothing_is_stored_
             assert number < 2000, "it was never killed"
         assert process.returncode == -signal.SIGKILL
     process = shop.start()
+    number += 1
+    shop.pay(number)  # told by this process alone: it is past its start then
     shop.until(lambda: len(shop.messages()) >= number)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
