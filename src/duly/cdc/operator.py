@@ -8,8 +8,8 @@ said before, not found out after.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from duly.cdc.offsets import Offset, State, Trouble, ask_for, forget, read
@@ -20,7 +20,7 @@ from duly.observe.hooks import Hooks
 from duly.outbox.operator import By, check_by
 from duly.outbox.verbs import Change as Acting
 from duly.outbox.verbs import audit
-from duly.ports import ChangeSource, Connection, Database, SourceStatus, Statement, Steps
+from duly.ports import ChangeSource, Database, SourceStatus, Statement, Steps
 
 __all__ = ["SnapshotLine", "StreamLine", "StreamStatus", "Streams"]
 
@@ -127,7 +127,7 @@ class Streams:
 
     def offset(self, stream: str) -> Offset:
         """The row of a stream as it is."""
-        with self._connected() as connection:
+        with closing(self._database.connect()) as connection:
             return connection.run(read(stream))
 
     # --- deciding ---------------------------------------------------------------------------------
@@ -221,17 +221,9 @@ class Streams:
 
     def _act(self, verb: str, steps: Callable[[], Steps[None]], by: By) -> None:
         check_by(by)
-        with self._connected() as connection:
+        with closing(self._database.connect()) as connection:
             connection.run(steps())
         self._hooks.emit(OperatorActed(box=BOX, verb=verb, actor=by.actor, count=1))
-
-    @contextmanager
-    def _connected(self) -> Iterator[Connection]:
-        connection = self._database.connect()
-        try:
-            yield connection
-        finally:
-            connection.close()
 
 
 def _rewound(offset: Offset, position: str) -> Offset:

@@ -203,6 +203,8 @@ class Transaction:
 class SnapshotChunk:
     """Rows of one table as they stood at a position of the stream, given in their place there.
 
+    The rows' own positions name them and are none of the stream's: two chunks can stand at one.
+
     cursor: pass it to go on behind this chunk after a restart; done: it was the last one.
     """
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 import json
 import random
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -135,25 +135,25 @@ class FailureStore:
         self, source: str, message: Message, error: str, *, delay_seconds: float | None = None
     ) -> int:
         """As ``add_failure``."""
-        with self._connected() as connection:
+        with closing(self._connect()) as connection:
             return connection.run(add_failure(source, message, error, delay_seconds=delay_seconds))
 
     def find(self, scope: FailureScope, *, limit: int = 100, after: int = 0) -> list[FailureLine]:
         """Up to ``limit`` (at most 1,000) entries of a scope, by id, behind the id ``after``."""
         values = _values(scope) | {"limit": min(max(limit, 1), _LIST_MAX), "after": after}
-        with self._connected() as connection:
+        with closing(self._connect()) as connection:
             rows = connection.ask(Statement("failure.list", values)).rows
         return [FailureLine._make(row) for row in rows]
 
     def count(self, scope: FailureScope) -> int:
         """How many entries a scope holds now."""
-        with self._connected() as connection:
+        with closing(self._connect()) as connection:
             result = connection.ask(Statement("failure.count", _values(scope)))
         return int(result.rows[0][0])
 
     def show(self, failure_id: int) -> FailureDetail:
         """Everything known of one entry. Raises NotFoundError."""
-        with self._connected() as connection:
+        with closing(self._connect()) as connection:
             return connection.run(_show(failure_id))
 
     def act(self, verb: str, failure_id: int, *, by: By) -> bool:
@@ -164,7 +164,7 @@ class FailureStore:
         Raises NotFoundError, WrongStatusError (it is settled the other way), OperatorError.
         """
         _check(verb, by)
-        with self._connected() as connection:
+        with closing(self._connect()) as connection:
             changed = connection.run(_act(verb, failure_id, by))
         self._tell(verb, by, int(changed))
         return changed
@@ -181,7 +181,7 @@ class FailureStore:
             text = f"the scope held {expected} entries and holds {len(ids)} now"
             raise WrongStatusError(text, code="COUNT_CHANGED")
         changed, refused = 0, []
-        with self._connected() as connection:
+        with closing(self._connect()) as connection:
             for start in range(0, len(ids), _BATCH):
                 part = ids[start : start + _BATCH]
                 done, left = connection.run(_act_on(verb, part, by))
@@ -204,14 +204,6 @@ class FailureStore:
     def _tell(self, verb: str, by: By, count: int) -> None:
         if count:
             self._hooks.emit(OperatorActed(box="failures", verb=verb, actor=by.actor, count=count))
-
-    @contextmanager
-    def _connected(self) -> Iterator[Connection]:
-        connection = self._connect()
-        try:
-            yield connection
-        finally:
-            connection.close()
 
 
 class FailureRetrier:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -357,7 +357,7 @@ class Operator:
 
     def _ids(self, box: str, scope: Scope) -> list[int]:
         ids: list[int] = []
-        with self._connected() as connection:
+        with closing(self._connect()) as connection:
             while True:
                 values = _values(box, scope) | {"limit": LIST_MAX, "after": ids[-1] if ids else 0}
                 name = "kept" if _KEPT.issuperset(scope.statuses) else "list"
@@ -391,21 +391,13 @@ class Operator:
         if spec := self._registry.find(row.message_type, int(version)):
             self._registry.decode(spec, payload)
 
-    @contextmanager
-    def _connected(self) -> Iterator[Connection]:
-        connection = self._connect()
-        try:
-            yield connection
-        finally:
-            connection.close()
-
     def _ask(self, statement: Statement) -> Result:
-        with self._connected() as connection:
+        with closing(self._connect()) as connection:
             return connection.ask(statement)
 
     def _run(self, steps: Callable[[], Steps[T]]) -> T:
         """Run steps in one transaction, again a few times when somebody else was in the way."""
-        with self._connected() as connection:
+        with closing(self._connect()) as connection:
             for _ in range(_TRIES - 1):
                 try:
                     return connection.run(steps())

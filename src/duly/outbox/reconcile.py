@@ -11,15 +11,15 @@ missing on both sides until it arrives: reconcile when the lag is 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from enum import Enum
 from typing import Any, NamedTuple
 
 from duly.errors import ConfigurationError
 from duly.kernel.lifecycle import INBOX_STATUSES, OUTBOX_STATUSES
 from duly.kernel.names import check_name
-from duly.ports import Connection, Database, Statement, Steps
+from duly.ports import Database, Statement, Steps
 
 __all__ = ["GroupSum", "Reconciliation", "SourceSum", "TopicSum", "Verdict", "reconcile"]
 
@@ -96,7 +96,7 @@ def reconcile(
             "sent rows are not kept; set keep_sent, or name a source query to compare with",
         )
     counted = _ask_source(database, source[0]) if source else 0
-    with _connected(database) as connection:
+    with closing(database.connect()) as connection:
         if source is not None:
             return connection.run(_by_source(counted, source[1], source[2]))
         return connection.run(_by_history(groups or {}))
@@ -165,12 +165,3 @@ def _ask_source(database: Database, query: str) -> int:
     if len(rows) != 1 or len(rows[0]) != 1 or not isinstance(rows[0][0], int):
         raise ConfigurationError("the source query must give one whole number")
     return int(rows[0][0])
-
-
-@contextmanager
-def _connected(database: Database) -> Iterator[Connection]:
-    connection = database.connect()
-    try:
-        yield connection
-    finally:
-        connection.close()

@@ -10,8 +10,8 @@ what a late duplicate is recognised by.  Effects go with their inbox row and nev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -77,7 +77,7 @@ class Retention:
             "failure_seconds": wanted["failures"],
             "audit_seconds": wanted["audit"],
         }
-        with self._connected() as connection:
+        with closing(self._connect()) as connection:
             row = connection.ask(Statement("retention.count", values)).rows[0]
         return Pruned(*(int(number) for number in row))
 
@@ -88,7 +88,7 @@ class Retention:
         Idempotence: safe to repeat and to run in many processes at once.
         """
         totals = dict.fromkeys(Pruned._fields, 0)
-        with self._connected() as connection:
+        with closing(self._connect()) as connection:
             for steps in self._batches():
                 while True:
                     gone, more = connection.run(steps())
@@ -121,14 +121,6 @@ class Retention:
             lambda: _failures(failures),
             lambda: _audit(audit),
         ]
-
-    @contextmanager
-    def _connected(self) -> Iterator[Connection]:
-        connection = self._connect()
-        try:
-            yield connection
-        finally:
-            connection.close()
 
 
 class _OutboxPages:

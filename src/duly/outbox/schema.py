@@ -13,8 +13,8 @@ upgrades finds its work done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from typing import NamedTuple
 
 from duly.errors import DulyError, SchemaError
@@ -58,7 +58,7 @@ class Schema:
 
     def status(self) -> SchemaStatus:
         """Where the tables stand. Raises DatabaseUnavailableError, ConfigurationError."""
-        with self._connected() as connection:
+        with closing(self._database.connect()) as connection:
             return self._status(_meta(connection))
 
     def start(self) -> None:
@@ -68,7 +68,7 @@ class Schema:
         Raises SchemaError: no tables, older or too new ones, another App's, other lanes.
         Idempotence: safe to repeat and to run in many processes at once.
         """
-        with self._connected() as connection:
+        with closing(self._database.connect()) as connection:
             if self.makes_itself:
                 self._upgrade(connection)
             self._require(_meta(connection))
@@ -76,7 +76,7 @@ class Schema:
 
     def verify(self) -> None:
         """Raise SchemaError unless this program may write into the tables; changes nothing."""
-        with self._connected() as connection:
+        with closing(self._database.connect()) as connection:
             self._require(_meta(connection))
 
     def upgrade(self) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ class Schema:
         rolled back, the ones before it stay. Idempotence: safe to repeat and to run in many
         processes at once. Raises SchemaError (another App's tables), and what the database raises.
         """
-        with self._connected() as connection:
+        with closing(self._database.connect()) as connection:
             done = self._upgrade(connection)
             self._claim(connection)
             return done
@@ -100,7 +100,7 @@ class Schema:
         """Compare the live tables, columns and indexes with what the migrations make; nothing when
         all is there.
         """
-        with self._connected() as connection:
+        with closing(self._database.connect()) as connection:
             meta = _meta(connection)
             found = self._refusals(meta)
             if not meta:
@@ -122,7 +122,7 @@ class Schema:
         for group, mode in modes.items():
             check_name(group, "group")
             assert mode in ("none", "key"), f"group {group} has the unknown order mode {mode}"
-        with self._connected() as connection:
+        with closing(self._database.connect()) as connection:
             recorded = connection.run(_record_groups(modes))
         changed = [
             f"group {group} is {mode!r} and was {recorded[group]!r}"
@@ -132,14 +132,6 @@ class Schema:
         if changed:
             hint = "give the handlers a new group name, or their old order back"
             raise SchemaError(f"{'; '.join(changed)}; {hint}", code="GROUP_MODE_CHANGED")
-
-    @contextmanager
-    def _connected(self) -> Iterator[Connection]:
-        connection = self._database.connect()
-        try:
-            yield connection
-        finally:
-            connection.close()
 
     def _status(self, meta: Mapping[str, str]) -> SchemaStatus:
         current = int(meta.get("schema_version", 0))

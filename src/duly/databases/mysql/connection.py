@@ -7,6 +7,7 @@ It waits by looking, with growing pauses: there is nothing like LISTEN here.
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -27,6 +28,7 @@ T = TypeVar("T")
 FIRST_PAUSE_SECONDS = 0.005
 LONGEST_PAUSE_SECONDS = 0.1
 MIGRATION_WAIT_SECONDS = 30
+_COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)  # a semicolon in there ends no statement
 _PATIENCE = {
     "TCP_KEEPIDLE": 10,
     "TCP_KEEPINTVL": 3,
@@ -88,9 +90,8 @@ class MysqlConnection:
                 if cursor.fetchone()[0] != 1:
                     raise TransactionConflictError("another migration is running")
                 try:
-                    for part in filter(str.strip, text.split(";")):
-                        if _is_statement(part):
-                            cursor.execute(part)
+                    for part in filter(str.strip, _COMMENT.sub("", text).split(";")):
+                        cursor.execute(part)
                 finally:
                     cursor.execute("SELECT RELEASE_LOCK(CONCAT('duly ', MD5(DATABASE())))")
         except Exception as error:
@@ -172,7 +173,3 @@ def keep_alive(raw: Any) -> None:
     for name, value in _PATIENCE.items():
         if hasattr(socket, name):
             wire.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def _is_statement(part: str) -> bool:
-    return any(line.strip() and not line.lstrip().startswith("--") for line in part.splitlines())

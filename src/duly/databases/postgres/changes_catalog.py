@@ -16,6 +16,7 @@ from duly.errors import ConfigurationError, GapError
 from duly.ports import Finding, Severity, TableSpec
 
 __all__ = [
+    "HEARTBEAT",
     "OLDEST_STREAMING",
     "Slot",
     "Table",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 OLDEST_STREAMING = 140_000
+HEARTBEAT = "SELECT pg_logical_emit_message(true, 'duly.heartbeat', '')"  # moves an idle log on
 _TABLES = """
 SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relpersistence::text,
   format('%%I.%%I', n.nspname, c.relname),

@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import Any, Final, NamedTuple, Protocol
 
 from duly.databases.postgres.changes_assembly import Assembly, Item, kept, lsn_text
-from duly.databases.postgres.changes_catalog import Table
+from duly.databases.postgres.changes_catalog import HEARTBEAT, Table
 from duly.databases.postgres.changes_link import connect
 from duly.errors import ConfigurationError, GapError
 from duly.kernel.changes import ABSENT, Change, SnapshotChunk, Transaction
@@ -46,7 +46,6 @@ _PLACE = """
 SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
   ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn
 """
-_NUDGE = "SELECT pg_logical_emit_message(true, 'duly.heartbeat', '')"
 _HALF: Final = 1 << 31
 Values = dict[str, Any]
 _Row = tuple[Values, Values]  # key, columns
@@ -190,7 +189,7 @@ class Snapshot:
         while self._stream.assembly.reached < place:
             await asyncio.sleep(_AGAIN_SECONDS)
             if self._stream.beats and loop.time() >= nudge_at:
-                await connection.execute(_NUDGE)  # an idle log can end within a page's header
+                await connection.execute(HEARTBEAT)  # an idle log can end within a page's header
                 nudge_at = loop.time() + 10 * _NUDGE_SECONDS
 
     def fold(self, rows: list[_Row]) -> list[_Row]:

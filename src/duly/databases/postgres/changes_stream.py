@@ -17,6 +17,7 @@ from typing import Any
 
 from duly.databases.postgres.changes_assembly import Assembly, Item, lsn_text
 from duly.databases.postgres.changes_catalog import (
+    HEARTBEAT,
     Table,
     captured,
     find_tables,
@@ -36,9 +37,8 @@ from duly.kernel.changes import Transaction
 from duly.ports import Clock, TableSpec
 from duly.wire.pgoutput import DATA, KEEPALIVE, parse_keepalive, status_update, undecodable
 
-__all__ = ["HEARTBEAT", "PostgresChangeStream"]
+__all__ = ["PostgresChangeStream"]
 
-HEARTBEAT = "duly.heartbeat"
 TICK_SECONDS = 1.0
 IDLE_SECONDS = 10.0  # between two positions with nothing to tell, and two heartbeats
 TABLES_SECONDS = 30.0
@@ -47,7 +47,6 @@ WAITING_BYTES = 16 * 1024 * 1024
 WAITING_ITEMS = 5_000
 _ITEM_BYTES = 500
 _EPOCH_SECONDS = 946_684_800
-_BEAT = f"SELECT pg_logical_emit_message(true, '{HEARTBEAT}', '')"
 Verdict = Callable[[Exception], Awaitable[Exception]]
 
 
@@ -257,7 +256,7 @@ class PostgresChangeStream:
             ):
                 self._beat_at = now
                 if self.beats:
-                    await self._side.execute(_BEAT)
+                    await self._side.execute(HEARTBEAT)
             if now - self._looked_at >= TABLES_SECONDS:
                 self._looked_at = now
                 await self._look()
