@@ -20,10 +20,10 @@ from tools.services.processes import ServerFailedError
 
 __all__ = ["VERSION", "ActiveMQ", "answers", "find", "jars"]
 
-VERSION = "2.44.0"
+VERSION = "2.57.0"
 ARTIFACTS = (
-    f"org.apache.activemq:artemis-server:{VERSION}",
-    f"org.apache.activemq:artemis-stomp-protocol:{VERSION}",
+    f"org.apache.artemis:artemis-server:{VERSION}",
+    f"org.apache.artemis:artemis-stomp-protocol:{VERSION}",
     "org.slf4j:slf4j-simple:2.0.17",
 )
 START_SECONDS = 90.0

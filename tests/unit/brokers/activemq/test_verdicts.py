@@ -10,7 +10,7 @@ from duly.ports import Severity
 
 GREEN, WEAK, RED = Severity.GREEN, Severity.WEAK, Severity.RED
 SAFE = {
-    "version": "2.44.0",
+    "version": "2.57.0",
     "persistenceEnabled": True,
     "journalSyncTransactional": True,
     "journalSyncNonTransactional": True,
@@ -27,6 +27,14 @@ def verdicts(
 
 def test_a_server_that_writes_and_waits_is_green() -> None:
     assert set(verdicts().values()) == {GREEN}
+
+
+@pytest.mark.parametrize(
+    ("version", "verdict"),
+    [("2.57.0", GREEN), ("3.0.0", GREEN), ("2.56.1", WEAK), ("2.9", WEAK), ("?", WEAK)],
+)
+def test_a_server_that_strands_messages_is_weak(version: str, verdict: Severity) -> None:
+    assert verdicts(version=version)["ACTIVEMQ_SERVER"] is verdict
 
 
 @pytest.mark.parametrize(
