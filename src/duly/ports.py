@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import msgspec
+
 from duly.message import Message
 from duly.sources import ChangeFeatures, ChangeSource, ChangeStream, SourceStatus, TableSpec
 
@@ -297,7 +299,7 @@ class SubscriptionSpec:
     from_start: bool = True  # where a new group begins, on brokers that keep history
 
 
-class Delivery(NamedTuple):
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """One received message. token: what ack needs; source: the queue or partition it came from;
     position: its place there, as text, for messages that carry no id, empty where none stays the
     same; redelivered: the broker's own hint; False means that nobody has had it before."""

@@ -80,7 +80,8 @@ class BatchClaim:
         not one is new.
         """
         places: dict[str, int] = {}
-        for place, (_, _, key) in enumerate(self._identities):
+        for place, identity in enumerate(self._identities):
+            key = identity.dedupe_key
             if places.setdefault(key, place) != place:
                 self.endings[place] = Ending(End.DUPLICATE)  # twice in one batch
         order = [place for _, place in sorted(places.items())]  # one order for all: no deadlocks

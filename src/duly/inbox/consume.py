@@ -458,9 +458,7 @@ def _receive_steps(
     yield Statement("inbox.receive", many=rows)
     busy = []
     for identity, message in keyed:
-        group, handler, dedupe_key = identity
-        values = {"group": group, "handler": handler, "dedupe_key": dedupe_key}
-        found = yield Statement("inbox.look", values)
+        found = yield Statement("inbox.look", identity.where)
         if (
             found.rows
             and (ending := judged(found.rows[0][0], found.rows[0][1], message.id)).end is End.BUSY

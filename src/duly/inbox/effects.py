@@ -47,18 +47,13 @@ from duly.inbox.ending import EFFECT_IN_DOUBT, EFFECT_IS_LIVE, End, Ended, Endin
 from duly.inbox.identity import Identity
 from duly.kernel import failpoints
 from duly.kernel.names import check_name
+from duly.kernel.outcomes import NotFound
 from duly.observe.facts import EffectCalled, EffectInDoubt, EffectReused, Fact
 from duly.ports import Statement, Steps
 
 __all__ = ["Effect", "NotFound", "run", "run_async"]
 
 POLL_SECONDS = 0.2
-
-
-class NotFound:
-    """What a reconcile callback returns when the provider knows nothing of the key: the class, or
-    an object of it.
-    """
 
 
 class Ask(NamedTuple):
@@ -119,7 +114,7 @@ class Effect:
 
     def __post_init__(self) -> None:
         check_name(self.step, "effect step")
-        self.provider_key = "duly-" + _digest([*self.identity, self.step])[:40]
+        self.provider_key = "duly-" + _digest([*self.identity.where.values(), self.step])[:40]
         self.arguments = _digest([self.args, dict(self.kwargs)])
         self.result = self.result if self.result is not None else _returned(self.function)
 
@@ -250,10 +245,8 @@ class Effect:
 
     # --- its row ----------------------------------------------------------------------------------
     def _values(self, **more: Any) -> dict[str, Any]:
-        group, handler, dedupe_key = self.identity
         limit_seconds = self.context.handler_timeout_seconds
-        where = {"group": group, "handler": handler, "dedupe_key": dedupe_key, "step": self.step}
-        return {**where, "limit_seconds": limit_seconds, **more}
+        return {**self.identity.where, "step": self.step, "limit_seconds": limit_seconds, **more}
 
     def _intend(self, holder: str) -> Steps[_Standing | None]:
         """None: the intent is ours. Raises Ended when the message is done already."""
@@ -284,7 +277,7 @@ class Effect:
         return msgspec.json.decode(data, type=self.result)
 
     def _emit(self, fact: type[Fact], **more: Any) -> None:
-        group, handler, _ = self.identity
+        group, handler = self.identity.group, self.identity.handler
         self.context.hooks.emit(fact(group=group, handler=handler, step=self.step, **more))
 
     def _doubt(self, resolution: str) -> None:

@@ -94,11 +94,8 @@ def _values(one: Unhandled) -> dict[str, Any]:
 
 def received_row(identity: Identity, message: Message, *, ordered: bool) -> dict[str, Any]:
     """The values of a message's row."""
-    group, handler, dedupe_key = identity
     return {
-        "group": group,
-        "handler": handler,
-        "dedupe_key": dedupe_key,
+        **identity.where,
         "message_id": message.id,
         "message_type": message.type,
         "kind": message.kind,

@@ -9,17 +9,17 @@ edited keeps the identity of the one that it replaces.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
+
+import msgspec
 
 from duly.errors import PermanentError
 from duly.message import HEADER_REPLACES, HEADER_SOURCE, Message, is_plain_text, new_id
 
 __all__ = [
     "Identity",
-    "as_identity",
     "business_key",
     "busy_key",
     "content_id",
@@ -31,16 +31,17 @@ SEPARATOR = "\x1f"
 KEY_BYTES_MAX = 512
 
 
-class Identity(NamedTuple):
+class Identity(msgspec.Struct, frozen=True, gc=False):
     """Who has handled what: the unique key of an inbox row."""
 
     group: str
     handler: str
     dedupe_key: str
 
-
-as_identity: Callable[[tuple[str, str, str]], Identity] = partial(tuple.__new__, Identity)
-"""An identity of a triple, for many at once: a third of the time that Identity(...) takes."""
+    @property
+    def where(self) -> dict[str, str]:
+        """It as values of a statement."""
+        return {"group": self.group, "handler": self.handler, "dedupe_key": self.dedupe_key}
 
 
 def message_key(message: Message) -> str:

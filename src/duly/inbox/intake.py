@@ -24,9 +24,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any, NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
 from duly.errors import PermanentError
@@ -36,7 +36,6 @@ from duly.inbox.failures import Unhandled, dated
 from duly.inbox.handlers import Handler
 from duly.inbox.identity import (
     Identity,
-    as_identity,
     business_key,
     content_id,
     message_key,
@@ -62,7 +61,7 @@ NO_HANDLER = "none"  # the handler in the row of a message that has none
 _NO_RETRY = Retry(attempts=1)
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """A message for a handler. value: the object, where the identity needed it (decoded)."""
 
     delivery: Delivery
@@ -77,9 +76,6 @@ class Entry(NamedTuple):
         return Unhandled(
             self.identity, self.delivery.message, ending, handler.retry, handler.order == "key"
         )
-
-
-_as_entry = partial(tuple.__new__, Entry)  # a third of the time that Entry(...) takes
 
 
 class Rejected(NamedTuple):
@@ -152,8 +148,8 @@ def sort(context: ConsumeContext, group: str, batch: Sequence[Delivery]) -> Inta
             entries = intake.doubtful if delivery.redelivered else intake.entries
             entries.append(Entry(delivery, handler, identity))
         elif handler.dedupe is None:
-            identity = as_identity((group, handler.name, message_key(message)))
-            enter(_as_entry((delivery, handler, identity, None, False)))
+            identity = Identity(group, handler.name, message_key(message))
+            enter(Entry(delivery, handler, identity))
         else:
             _enter(context, intake, delivery=delivery, handler=handler, nameless=nameless)
     return intake
@@ -221,7 +217,7 @@ def _enter(
 def _with_id(delivery: Delivery) -> Delivery:
     message = delivery.message
     place = f"{delivery.source}/{delivery.position}" if delivery.position else content_id(message)
-    return delivery._replace(message=replace(message, id=place))
+    return replace(delivery, message=replace(message, id=place))
 
 
 def _sent(text: str | None) -> datetime | None:

@@ -169,8 +169,7 @@ class HandlerTransaction:
         mapped = self.desk.mapped(error) if isinstance(error, Exception) else error
         if not isinstance(mapped, TransactionConflictError):
             return True
-        group, handler, dedupe_key = self.job.identities[0]
-        where = {"group": group, "handler": handler, "dedupe_key": dedupe_key}
+        where = self.job.identities[0].where
         self._close_session()
         self.desk.rollback()
         try:

@@ -442,9 +442,7 @@ def _receive(
 ) -> Steps[None]:
     """Keep what arrived as rows; where another message has the business key, it waits."""
     for entry in entries:
-        group, handler, dedupe_key = entry.identity
-        values = {"group": group, "handler": handler, "dedupe_key": dedupe_key}
-        found = (yield Statement("inbox.look", values)).rows
+        found = (yield Statement("inbox.look", entry.identity.where)).rows
         message = entry.delivery.message
         if not found:
             row = received_row(entry.identity, message, ordered=ordered)

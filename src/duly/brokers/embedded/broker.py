@@ -254,11 +254,11 @@ class EmbeddedSubscription:
         """Without those whose lease has run out: a process that was stopped must not hand out what
         another may have taken over. They are given back, or nobody would read them again."""
         now = boot_seconds()
-        lost = {held for held in {d.token[0] for d in arrived} if held.until <= now}
+        lost = {held for held in {d.token.held for d in arrived} if held.until <= now}
         if not lost:
             return arrived
-        await self.release([d.token for d in arrived if d.token[0] in lost])
-        return [d for d in arrived if d.token[0] not in lost]
+        await self.release([d.token for d in arrived if d.token.held in lost])
+        return [d for d in arrived if d.token.held not in lost]
 
     async def ack(self, tokens: Sequence[Any]) -> None:
         """These are done; their positions are stored within some ten milliseconds, or at close."""

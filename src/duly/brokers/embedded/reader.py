@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from functools import partial
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter
+
+import msgspec
 
 from duly.brokers.embedded import claims
 from duly.brokers.embedded.claims import Claimed, Member
@@ -24,12 +25,20 @@ from duly.ports import Delivery
 
 __all__ = ["Held", "Reader", "Token"]
 
-Token = tuple["Held", int]
-_as_delivery = partial(tuple.__new__, Delivery)  # a third of the time that Delivery(...) takes
 RELEASE_PAUSE_SECONDS = 1.0
 # How many messages after a crash are marked as redelivered. A message that ends its process is the
 # first one without an ack sooner or later, however many were under way beside it.
 DOUBTFUL = 100
+
+
+class Token(msgspec.Struct, frozen=True, gc=False):
+    """A message under way: its source and its offset there."""
+
+    held: Held
+    offset: int
+
+
+_held = attrgetter("held")
 
 
 class Held:
@@ -58,7 +67,7 @@ class Held:
         self.cursor = self.end = self.stored = claimed.position
         self.doubtful_to = claimed.position + DOUBTFUL * claimed.orphaned
         self.mark = Watermark(claimed.position)
-        self.ready: deque[tuple[int, Message]] = deque()
+        self.ready: deque[Delivery] = deque()
         self.released: set[int] = set()
         self.giving_up = False
 
@@ -69,15 +78,18 @@ class Held:
                 self.claimed.source, after=self.cursor, count=count - len(self.ready)
             ):
                 skip = max(0, self.cursor + 1 - chunk.first)
-                self.ready.extend(enumerate(chunk.messages[skip:], chunk.first + skip))
+                self.ready.extend(self._delivered(chunk.messages[skip:], chunk.first + skip))
                 self.cursor = chunk.first + len(chunk.messages) - 1
         pop = self.ready.popleft
         taken = [pop() for _ in range(min(count, len(self.ready)))]
-        self.mark.enter_all([offset for offset, _ in taken])
+        self.mark.enter_all([delivery.token.offset for delivery in taken])
+        return taken
+
+    def _delivered(self, messages: Sequence[Message], first: int) -> list[Delivery]:
         name, doubtful_to = self.name, self.doubtful_to
         return [
-            _as_delivery((message, (self, offset), name, str(offset), offset <= doubtful_to))
-            for offset, message in taken
+            Delivery(message, Token(self, offset), name, str(offset), offset <= doubtful_to)
+            for offset, message in enumerate(messages, first)
         ]
 
     @property
@@ -173,19 +185,19 @@ class Reader:
 
     def ack(self, tokens: Iterable[Token]) -> None:
         """These are done; acks under a lost lease change nothing any more."""
-        for held, mine in groupby(tokens, itemgetter(0)):
+        for held, mine in groupby(tokens, _held):
             if held.until:
-                self._under_way -= held.mark.settle_all([offset for _, offset in mine])
+                self._under_way -= held.mark.settle_all([token.offset for token in mine])
 
     def release(self, tokens: Sequence[Token], now: float) -> None:
         """These are not done: their sources go to others, who read on from the stored position.
 
         For a second we are no member, so that our share falls to the others.
         """
-        for held in {held for held, _ in tokens if held.until}:
+        for held in {token.held for token in tokens if token.held.until}:
             held.giving_up = True
-        for held, offset in tokens:
-            held.released.add(offset)
+        for token in tokens:
+            token.held.released.add(token.offset)
         self._paused_until = now + RELEASE_PAUSE_SECONDS
         self._leaving = True
 

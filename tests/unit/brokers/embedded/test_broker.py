@@ -145,7 +145,7 @@ async def test_what_was_handed_over_late_is_not_handed_out(url: str) -> None:
         await broker.publish([message(TOPIC, n, key="k") for n in range(5)], deadline_seconds=5.0)
         await asyncio.sleep(0.2)  # handed over, not yet taken
         for d in subscription._arrived[0]:  # type: ignore[attr-defined]
-            d.token[0].until = 1.0
+            d.token.held.until = 1.0
         receiver = Receiver(subscription)
         await receiver.receive(5)
         assert len(receiver.ids) == 5

@@ -168,7 +168,7 @@ def test_a_lost_lease_voids_what_is_under_way(log: Log) -> None:
     one.flush(log)
     assert left(log) == 40
     one.renew(log, 105.5)
-    assert all(d.token[0].until == 0 for d in stale)
+    assert all(d.token.held.until == 0 for d in stale)
     one.ack([d.token for d in stale])
     one.release([d.token for d in stale], 105.6)
     assert left(log) == 40
