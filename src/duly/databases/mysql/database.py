@@ -187,8 +187,8 @@ class MysqlDatabase:
         for status in statuses:
             these = [row for row in rows if status is None or row["status"] == status]
             ids = tuple(row["id"] for row in these) or (None,)
-            pairs = tuple((row["id"], row["message_id"]) for row in these) or ((None, None),)
-            values = {"ids": ids, "pairs": pairs, "status": status}
+            message_ids = tuple(row["message_id"] for row in these) or (None,)
+            values = {"ids": ids, "message_ids": message_ids, "status": status}
             calls.append((self._sql[statement.name].texts[0], values, False))
         return calls
 

@@ -15,15 +15,20 @@ WHERE b.status = 'retry' AND b.due_at <= UTC_TIMESTAMP(6) AND b.lane IN %(lanes)
 ORDER BY b.due_at LIMIT %(limit)s
 
 -- name: {box}.drain
-SELECT {columns} FROM duly_key_hold h
-JOIN duly_{box} b FORCE INDEX (duly_{box}_kept) ON b.status = 'held' AND b.topic = h.topic AND b.key = h.key
-WHERE h.scope = %(scope)s AND h.lane IN %(lanes)s AND h.blocker_id IS NULL AND b.last_error IS NULL {mine}
-    AND b.id < COALESCE((
-        SELECT o.id FROM duly_{box} o FORCE INDEX (duly_{box}_kept)
-        WHERE o.status = 'held' AND o.topic = h.topic AND o.key = h.key AND o.last_error IS NULL
-        ORDER BY o.id LIMIT 1 OFFSET %(per_key)s), 9223372036854775807)
-    AND COALESCE(b.id IN %(busy)s, 0) = 0 AND COALESCE(h.topic IN %(aside)s, 0) = 0
-ORDER BY b.id LIMIT %(limit)s
+-- The ids first: sorted together with payloads they make a temporary table on the disk, and MariaDB 10.11 was seen to die
+-- of dropping it (signal 11 in ha_maria::drop_table).
+SELECT {columns} FROM (
+    SELECT b.id FROM duly_key_hold h
+    JOIN duly_{box} b FORCE INDEX (duly_{box}_kept) ON b.status = 'held' AND b.topic = h.topic AND b.key = h.key
+    WHERE h.scope = %(scope)s AND h.lane IN %(lanes)s AND h.blocker_id IS NULL AND b.last_error IS NULL {mine}
+        AND b.id < COALESCE((
+            SELECT o.id FROM duly_{box} o FORCE INDEX (duly_{box}_kept)
+            WHERE o.status = 'held' AND o.topic = h.topic AND o.key = h.key AND o.last_error IS NULL
+            ORDER BY o.id LIMIT 1 OFFSET %(per_key)s), 9223372036854775807)
+        AND COALESCE(b.id IN %(busy)s, 0) = 0 AND COALESCE(h.topic IN %(aside)s, 0) = 0
+    ORDER BY b.id LIMIT %(limit)s) AS next
+STRAIGHT_JOIN duly_{box} b FORCE INDEX (PRIMARY) ON b.id = next.id
+ORDER BY next.id
 
 -- name: {box}.fail
 SELECT id FROM duly_{box}

@@ -10,8 +10,9 @@ INSERT INTO duly_outbox (message_id, message_type, kind, topic, `key`, lane, pay
 VALUES (%(message_id)s, %(message_type)s, %(kind)s, %(topic)s, %(key)s, %(lane)s, %(payload)s, %(headers)s)
 
 -- name: outbox.settle
-DELETE FROM duly_outbox WHERE id IN %(ids)s AND (id, message_id) IN %(pairs)s
+-- Each by its id and its message's: no other row has one of these, and comparing pairs takes half as long again.
+DELETE FROM duly_outbox WHERE id IN %(ids)s AND message_id IN %(message_ids)s
 
 -- name: outbox.keep
 UPDATE duly_outbox SET status = %(status)s, settled_at = UTC_TIMESTAMP(6)
-WHERE id IN %(ids)s AND (id, message_id) IN %(pairs)s
+WHERE id IN %(ids)s AND message_id IN %(message_ids)s
