@@ -60,6 +60,7 @@ SETTINGS = """<configuration xmlns="urn:activemq"><core xmlns="urn:activemq:core
 <journal-sync-non-transactional>{synced}</journal-sync-non-transactional>
 <jmx-management-enabled>false</jmx-management-enabled>
 <max-disk-usage>-1</max-disk-usage>
+<global-max-size>100Mb</global-max-size>
 <acceptors>
 <acceptor name="stomp">tcp://127.0.0.1:{port}?protocols=STOMP;securityDomain=activemq</acceptor>
 <acceptor name="tls">tcp://127.0.0.1:{tls}?protocols=STOMP;securityDomain=activemq;sslEnabled=true;keyStoreType=PEM;\
