@@ -3,7 +3,8 @@
 Owns the retry policy that routes, handlers and calls share.  The invariant: a delay grows from
 ``base`` by ``factor`` up to ``max`` and never past it, for any attempt number; with jitter it lies
 between half of that and the whole, so that many rows that failed together do not come back
-together.  Chance comes in as an argument; which errors are worth a retry is decided elsewhere.
+together.  Chance comes in as an argument.  A call repeats only what ``on`` names; routes and
+handlers decide by themselves what is worth a retry, and refuse ``on``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Retry:
     between.
 
     attempts: 1 (never again) to 10,000. base, max: durations. factor: 1 (always the same) to 100.
-    jitter: whether each delay is shortened by chance to between half and the whole. Raises
+    jitter: whether each delay is shortened by chance to between half and the whole. on: of a call,
+    the errors that mean that nothing was done and that it may be made again. Raises
     ConfigurationError for values outside these limits.
     """
 
@@ -35,6 +37,7 @@ class Retry:
     max: Duration = "5m"
     factor: float = 2.0
     jitter: bool = True
+    on: tuple[type[Exception], ...] = ()
     base_seconds: float = field(init=False, repr=False, compare=False)
     max_seconds: float = field(init=False, repr=False, compare=False)
 
@@ -47,6 +50,8 @@ class Retry:
             raise ConfigurationError(f"Retry: factor must be a number from 1 to {_FACTOR_MAX:.0f}")
         if type(self.jitter) is not bool:
             raise ConfigurationError("Retry: jitter must be True or False")
+        if type(self.on) is not tuple or not all(_is_error(one) for one in self.on):
+            raise ConfigurationError("Retry: on must be a tuple of exception classes")
         object.__setattr__(self, "base_seconds", seconds(self.base, "Retry: base"))
         object.__setattr__(self, "max_seconds", seconds(self.max, "Retry: max"))
         if self.max_seconds < self.base_seconds:
@@ -69,3 +74,12 @@ class Retry:
     def exhausted(self, attempts: int) -> bool:
         """Whether, after this many failed attempts, nothing is tried again."""
         return attempts >= self.attempts
+
+    def refuse_on(self, what: str) -> None:
+        """Raise ConfigurationError where ``on`` is set: ``what`` is no call."""
+        if self.on:
+            raise ConfigurationError(f"{what}: Retry(on=...) is for calls; leave it out here")
+
+
+def _is_error(one: object) -> bool:
+    return isinstance(one, type) and issubclass(one, Exception)

@@ -77,3 +77,15 @@ def test_is_a_frozen_value():
     assert "seconds" not in repr(Retry())
     with pytest.raises(dataclasses.FrozenInstanceError):
         Retry().attempts = 9  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("on", [OSError, [OSError], ("x",), (KeyboardInterrupt,), (OSError("x"),)])
+def test_on_takes_a_tuple_of_exception_classes(on):
+    with pytest.raises(ConfigurationError, match="tuple of exception classes"):
+        Retry(on=on)
+
+
+def test_who_is_no_call_refuses_on():
+    Retry().refuse_on("a route")
+    with pytest.raises(ConfigurationError, match=r"a route: .*for calls"):
+        Retry(on=(OSError,)).refuse_on("a route")
