@@ -4,13 +4,14 @@ not in use.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 from duly.errors import NotInTransactionError
 from duly.ports import Join
 
-__all__ = ["join_of"]
+__all__ = ["join_of", "watch_transactions"]
 
 _DBAPI = {"sqlite3", "psycopg", "pymysql", "duly"}
 
@@ -43,3 +44,13 @@ def _join_of(kind: type) -> Join:
         f"{kind.__module__}.{kind.__qualname__} is no session or connection",
         code="NOT_A_TRANSACTION",
     )
+
+
+def watch_transactions() -> Callable[[], float]:
+    """Note from now on when transactions of sessions begin; gives what tells for how many seconds
+    the one around the running code is open, 0 without one.
+    """
+    from duly.frameworks.sqlalchemy import watch
+
+    watch.watch()
+    return watch.open_seconds

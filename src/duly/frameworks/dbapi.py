@@ -127,6 +127,7 @@ class Atomic:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
+        kept = False
         try:
             if error is None:
                 try:
@@ -137,9 +138,10 @@ class Atomic:
                     self._transaction.__exit__(type(ours), ours, ours.__traceback__)
                     raise
             swallowed = bool(self._transaction.__exit__(kind, error, trace))
+            kept = error is None
         finally:
-            self._closed()
-        if error is None:
+            self._closed(kept)
+        if kept:
             self._keep(lambda fine: _end(self.connection, fine))
         return swallowed
 
@@ -167,6 +169,7 @@ class Atomic:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
+        kept = False
         try:
             if error is None:
                 try:
@@ -177,9 +180,10 @@ class Atomic:
                     await self._transaction.__aexit__(type(ours), ours, ours.__traceback__)
                     raise
             swallowed = bool(await self._transaction.__aexit__(kind, error, trace))
+            kept = error is None
         finally:
-            self._closed()
-        if error is None:
+            self._closed(kept)
+        if kept:
             self._keep(lambda fine: None)  # a plain function cannot use an async connection
         return swallowed
 
@@ -237,7 +241,9 @@ class Atomic:
             return False
         return True
 
-    def _closed(self) -> None:
+    def _closed(self, kept: bool) -> None:
+        if not kept:  # whoever still holds this block must not hold what was rolled back
+            self.items, self._written = [], []
         if self._outer is None:
             _open.pop(id(self.connection), None)
         else:
@@ -248,6 +254,7 @@ class Atomic:
         if self._outer is not None:
             self._outer.items += self.items
             self._outer._written += self._written
+            self.items, self._written = [], []
         else:
             finish(self._written, end)
 

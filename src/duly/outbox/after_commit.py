@@ -21,7 +21,15 @@ from duly.message import Message
 from duly.outbox.publish import UNKEYED, MessageOutlet, PendingMessage
 from duly.ports import Outlet
 
-__all__ = ["FailureLog", "Hook", "Ignore", "Policy", "UnstoredMessage"]
+__all__ = [
+    "FailureLog",
+    "Hook",
+    "Ignore",
+    "Policy",
+    "UnstoredMessage",
+    "is_async",
+    "qualified_name",
+]
 
 
 @dataclass(frozen=True)
@@ -54,9 +62,9 @@ class Hook:
     frozen = True
 
     def __init__(self, run: Callable[[], object], report: Report) -> None:
-        if _is_async(run):
+        if is_async(run):
             raise ConfigurationError(
-                f"{_name(run)} is an async function; start a task in a plain one instead",
+                f"{qualified_name(run)} is an async function; start a task in a plain one instead",
                 code="ASYNC_HOOK",
             )
         self._run = run
@@ -71,12 +79,13 @@ class Hook:
         if inspect.iscoroutine(result):
             result.close()
             raise ConfigurationError(
-                f"{_name(self._run)} returned a coroutine; nobody awaits it", code="ASYNC_HOOK"
+                f"{qualified_name(self._run)} returned a coroutine; nobody awaits it",
+                code="ASYNC_HOOK",
             )
 
     def failed(self, error: Exception) -> None:
         """Report it."""
-        self._report(_name(self._run), error)
+        self._report(qualified_name(self._run), error)
 
 
 class UnstoredMessage(PendingMessage):
@@ -100,6 +109,8 @@ class UnstoredMessage(PendingMessage):
         key: Any = UNKEYED,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        if isinstance(policy, Retry):
+            policy.refuse_on("policy=")
         super().__init__(source, value, kind=kind, key=key, headers=headers, stored=False)
         self._policy = policy
         self._deliver = deliver
@@ -114,13 +125,15 @@ class UnstoredMessage(PendingMessage):
         self._report(self.message.type, error)
 
 
-def _is_async(run: Any) -> bool:
+def is_async(run: Any) -> bool:
+    """Whether calling it gives a coroutine: an async function, a partial or an object of one."""
     while isinstance(run, partial):
         run = run.func
     return inspect.iscoroutinefunction(run) or inspect.iscoroutinefunction(type(run).__call__)
 
 
-def _name(run: Any) -> str:
+def qualified_name(run: Any) -> str:
+    """How a function is named to a person."""
     while isinstance(run, partial):
         run = run.func
     return (

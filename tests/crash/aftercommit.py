@@ -1,0 +1,78 @@
+"""The row of random histories: what was to begin after a commit began if and only if it came to be.
+
+Nobody is killed here; what breaks this is the order of events inside one process.  It runs in a
+process of its own, which imports the source to be judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+from tests.crash import report
+from tests.crash.checker import Verdict
+from tests.crash.nursery import ROOT
+from tests.crash.pairs import PAIRS, Place
+from tests.crash.report import Result
+
+__all__ = ["NAME", "after_commit"]
+
+NAME = f"crash {PAIRS[0]} after commit"
+HISTORIES = 100_000
+HISTORIES_FEW = 2_000  # with a planted bug, and without one beside it
+SECONDS_MAX = 5_400
+WHAT = {
+    "lost": "committed, and the call did not run",
+    "unexpected": "ran for what was not committed, or before it could be seen",
+    "duplicated": "ran more than once",
+    "dangling": "the handle of what was rolled back never ended",
+}
+
+
+def after_commit(seed: int, place: Place) -> Result:
+    """Play the histories and judge them. HISTORIES in the environment: another number."""
+    folder = place.folder / f"histories-{os.getpid()}-{seed}"
+    count = HISTORIES_FEW if place.quiet else int(os.environ.get("HISTORIES") or HISTORIES)
+    began = time.monotonic()
+    command = [sys.executable, "-m", "tests.crash.histories", str(count), str(seed), str(folder)]
+    paths = os.pathsep.join([str(place.source), str(ROOT)])
+    verdict, troubles = Verdict(), []
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, capture_output=True,
+            text=True, timeout=SECONDS_MAX, check=False,
+        )  # fmt: skip
+        troubles = [] if done.returncode == 0 else [f"broke off: {done.stderr[-1500:]}"]
+        if not troubles:
+            verdict = judge(json.loads(done.stdout))
+    except subprocess.TimeoutExpired:
+        troubles = [f"was not over in {SECONDS_MAX} s"]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    what = f"{count} histories of commit, rollback, close and raise"
+    return report.make(
+        NAME, what, verdict, kills=0, lease=0.0, seed=seed, troubles=troubles, bounded=False,
+        seconds=time.monotonic() - began,
+    )  # fmt: skip
+
+
+def judge(found: dict[str, int]) -> Verdict:
+    """The counts as a verdict."""
+    verdict = Verdict(
+        attempted=found["units"],
+        acknowledged=found["kept"],
+        delivered=found["kept"] - found["lost"],
+        lost=found["lost"],
+        unexpected=found["unexpected"] + found["dangling"],
+        duplicated=found["duplicated"],
+    )
+    for count, what in WHAT.items():
+        if found[count]:
+            word = "unexpected" if count in ("duplicated", "dangling") else count
+            verdict.problems.append(f"{word} {found[count]}: {what}; {found['example']}")
+    if not found["kept"] or found["kept"] == found["units"]:
+        verdict.problems.append("unexpected: the histories kept all of their work, or none of it")
+    return verdict
