@@ -186,7 +186,9 @@ def write_now(connection: Connection) -> None:
     items = waiting()
     for outlet in by_outlet(items):
         admit(connection, outlet)
-    write(items, lambda outlet, statement: _run(connection, outlet, statement))
+    prepares = isinstance(connection.get_transaction(), TwoPhaseTransaction)
+    quietly = _quiet if prepares else lambda statement: statement
+    write(items, lambda outlet, statement: _run(connection, outlet, quietly(statement)))
     for frame in _open_frames(connection):
         frame.written += frame.items
         frame.items = []
@@ -393,6 +395,13 @@ def _run(connection: Connection, outlet: Outlet, statement: Statement) -> Result
                 raise ours from error
         raise
     return result
+
+
+def _quiet(statement: Statement) -> Statement:
+    """PostgreSQL prepares no transaction that has notified: the relay looks for itself instead."""
+    if statement.name != "outbox.insert":
+        return statement
+    return statement._replace(params={**statement.params, "prepared": True})
 
 
 def _end(connection: Connection, fine: bool) -> None:
