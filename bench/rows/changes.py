@@ -18,8 +18,8 @@ from bench.measure import Row, Sample, Scale, Sides
 from bench.places import folder
 from bench.process import run_side
 from duly.databases.sqlite.changes import SqliteChanges
-from duly.ports import TableSpec
 from duly.runtime.clock import SystemClock
+from duly.sources import TableSpec
 
 __all__ = ["ROWS"]
 

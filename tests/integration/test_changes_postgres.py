@@ -22,6 +22,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from duly.databases.postgres import changes as changes_of_postgres
+from duly.databases.postgres import changes_link
 from duly.databases.postgres.changes import PostgresChanges
 from duly.databases.postgres.changes_stream import PostgresChangeStream
 from duly.errors import (
@@ -32,8 +34,9 @@ from duly.errors import (
     StaleLeaseError,
 )
 from duly.kernel.changes import ABSENT, Change, SnapshotChunk, Transaction
-from duly.ports import Severity, TableSpec
+from duly.ports import Severity
 from duly.runtime.clock import SystemClock
+from duly.sources import TableSpec
 from tools.services import PrivateServer
 
 LIMIT_SECONDS = 30.0
@@ -320,7 +323,7 @@ LARGE = """
 import asyncio, sys
 from duly.databases.postgres.changes import PostgresChanges
 from duly.kernel.changes import Transaction
-from duly.ports import TableSpec
+from duly.sources import TableSpec
 from duly.runtime.clock import SystemClock
 
 async def main(url, position):
@@ -407,6 +410,24 @@ async def test_what_cannot_be_captured_is_said_with_its_remedy(
     red = [f.code for f in await source.changes.inspect([spec]) if f.severity is Severity.RED]
     assert red == [code]
     assert source.run("SELECT count(*) FROM pg_publication")[0][0] == 0
+
+
+async def test_a_slot_waits_for_open_transactions_beyond_the_time_for_locks(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(changes_link.SETTINGS, "lock_timeout", "100")
+    source.run("CREATE TABLE orders (id int PRIMARY KEY)")
+    with psycopg.connect(source.url) as other:
+        other.execute("INSERT INTO orders VALUES (1)")
+        monkeypatch.setattr(changes_of_postgres, "_SLOT_SECONDS", 1)
+        with pytest.raises(DatabaseUnavailableError, match="waits for a transaction"):
+            await source.changes.prepare([TableSpec("orders")])
+        monkeypatch.setattr(changes_of_postgres, "_SLOT_SECONDS", LIMIT_SECONDS)
+        waiting = asyncio.create_task(source.changes.prepare([TableSpec("orders")]))
+        await asyncio.sleep(0.5)  # several times the one for locks
+        assert not waiting.done()
+    async with asyncio.timeout(LIMIT_SECONDS):
+        assert await waiting
 
 
 # --- gaps and other readers -----------------------------------------------------------------------

@@ -167,8 +167,7 @@ def _named(*parts: str) -> str:
     return f"{digits[:8]}-{digits[8:12]}-8{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
-@dataclass(frozen=True, slots=True)
-class Transaction:
+class Transaction(msgspec.Struct, frozen=True):
     """One committed transaction of the source, whole.
 
     changes: in the order in which the source made them; may be walked more than once, and lies on

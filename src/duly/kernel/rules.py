@@ -11,7 +11,7 @@ here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from msgspec import structs
@@ -154,7 +154,7 @@ def evaluate(rules: Sequence[Rule], transaction: Transaction, naming: Naming) ->
             mine = (c for c in transaction.changes if naming.of(c.table) in rule.tables)
             yield from _each([rule], _made_one(rule, mine, transaction.position), naming)
         elif rule.whole:
-            seen = replace(transaction, changes=_Seen(rule, transaction.changes, naming))
+            seen = structs.replace(transaction, changes=_Seen(rule, transaction.changes, naming))
             if next(iter(seen.changes), None) is not None:
                 for number, emit in enumerate(_called(rule, seen, transaction.position)):
                     yield Emitted(rule, transaction.event_id(rule.name, number), emit, None)

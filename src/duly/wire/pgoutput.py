@@ -8,6 +8,7 @@ never another exception.  The tuples of a row are left to ``pgrows``; what messa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
 from typing import Final, NamedTuple, NoReturn, Protocol
 
@@ -300,6 +301,12 @@ def parse_message(data: bytes, at: int, *, streaming: bool = False) -> Message:
     streaming: inside a stream block, where most messages carry their subtransaction's xid. Raises
     UndecodableError, also for a kind that is not known.
     """
+    fixed = _FIXED.get(data[at : at + 1])
+    if fixed is not None:
+        layout, made = fixed
+        if len(data) != at + layout.size:
+            undecodable(f"a message of {len(data) - at} bytes, not {layout.size}")
+        return made(layout.unpack_from(data, at))
     read = _Bytes(data, at)
     kind = read.take(1)
     parser = _PARSERS.get(kind)
@@ -311,13 +318,10 @@ def parse_message(data: bytes, at: int, *, streaming: bool = False) -> Message:
     return message
 
 
-def _begin(read: _Bytes, xid: int) -> Begin:
-    return Begin(read.number(8), _time(read), read.number(4))
-
-
-def _commit(read: _Bytes, xid: int) -> Commit:
-    _no_flags(read)
-    return Commit(read.number(8), read.number(8), _time(read))
+def _commit(values: tuple[int, ...]) -> Commit:
+    if values[0]:
+        undecodable(f"the unknown flags {values[0]}")
+    return Commit._make(values[1:])
 
 
 def _origin(read: _Bytes, xid: int) -> Origin:
@@ -431,9 +435,12 @@ def _no_flags(read: _Bytes) -> None:
 
 _IDENTITIES = (b"d", b"n", b"f", b"i")
 _WITH_XID = frozenset((b"R", b"Y", b"T", b"M"))
+# Read at once: every transaction has one of each.
+_FIXED: dict[bytes, tuple[Struct, Callable[[tuple[int, ...]], Message]]] = {
+    b"B": (Struct(">xQqI"), Begin._make),
+    b"C": (Struct(">xBQQq"), _commit),
+}
 _PARSERS: dict[bytes, _Parser] = {
-    b"B": _begin,
-    b"C": _commit,
     b"O": _origin,
     b"R": _relation,
     b"Y": _type,

@@ -8,9 +8,11 @@ NULL for them.  Bytes that do not fit are an UndecodableError, never another exc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from struct import Struct, error
-from typing import Any, Final
+from types import CodeType
+from typing import Any, Final, NoReturn
 
 from duly.kernel.changes import ABSENT, Op
 from duly.wire.pgoutput import (
@@ -31,6 +33,7 @@ _NEW, _KEY, _OLD = b"NKO"
 _LENGTH = Struct(">I").unpack_from
 _READ_ERRORS: Final = (ValueError, ArithmeticError, IndexError, RecursionError, error)
 Values = dict[str, Any]
+ReadRow = Callable[[bytes, int], tuple[Values, int]]
 
 
 # Operation, key, the row before and after, None where the log has no image; a plain tuple, for one
@@ -46,7 +49,7 @@ class RowReader:
     that the relation does not have.
     """
 
-    __slots__ = ("_columns", "_count", "_dropped", "_identity", "_key", "_one", "table")
+    __slots__ = ("_dropped", "_identity", "_key", "_one", "_row", "table")
 
     def __init__(
         self, relation: Relation, table: str, *, keep: Collection[str], key: Sequence[str]
@@ -61,27 +64,33 @@ class RowReader:
         for name in self._key:
             if name not in names:
                 raise KeyError(name)
-        self._columns: tuple[tuple[str, Read | None], ...] = tuple(
-            (column.name, reader_of(column.oid) if column.name in wanted else None)
-            for column in relation.columns
+        self._row = _row_reader(
+            [
+                (column.name, reader_of(column.oid) if column.name in wanted else None)
+                for column in relation.columns
+            ]
         )
-        self._count = len(self._columns).to_bytes(2, "big")
 
     def read(self, frame: bytes, *, streaming: bool) -> RowChange:
         """A frame of kind ``w`` with an insert, update, delete or truncate of this relation.
 
         streaming: it came in a stream block. Raises UndecodableError.
         """
+        at = HEADER_BYTES + (9 if streaming else 5)
+        one = self._one
         try:
-            return self._read(frame, HEADER_BYTES + (9 if streaming else 5))
+            if frame[HEADER_BYTES] == INSERT and frame[at] == _NEW and one is not None:
+                after, end = self._row(frame, at + 1)  # the most of all, so with the fewest calls
+                if end == len(frame):
+                    return "create", {one: after[one]}, None, after
+            return self._read(frame, at)
         except _READ_ERRORS as problem:
             undecodable(f"a row of {self.table}: {type(problem).__name__}: {str(problem)[:100]}")
 
     def _read(self, frame: bytes, at: int) -> RowChange:
         kind = frame[HEADER_BYTES]
         if kind == INSERT:
-            after = self._last(frame, at, _NEW)
-            return self._carried("create", None, after)
+            return self._carried("create", None, self._last(frame, at, _NEW))
         if kind == UPDATE:
             return self._update(frame, at)
         if kind == DELETE:
@@ -139,26 +148,50 @@ class RowReader:
             raise ValueError(f"it ends at byte {at} of {len(frame)}")
         return row
 
-    def _row(self, frame: bytes, at: int) -> tuple[Values, int]:
-        if frame[at : at + 2] != self._count:
-            raise ValueError("another number of columns than was described")
-        at += 2
-        row: Values = {}
-        for name, read in self._columns:
-            kind = frame[at]
-            if kind == _TEXT:
-                start = at + 5
-                at = start + _LENGTH(frame, at + 1)[0]
-                if read is not None:
-                    row[name] = read(frame[start:at])
-                continue
-            at += 1
-            if kind == _NULL:
-                value = None
-            elif kind == _UNCHANGED:
-                value = ABSENT
-            else:
-                raise ValueError(f"the kind {kind} of a value")
-            if read is not None:
-                row[name] = value
-        return row, at
+
+def _row_reader(columns: Sequence[tuple[str, Read | None]]) -> ReadRow:
+    """What reads a row that begins at a place of a frame, and says where it ends.
+
+    columns: name and reader of each in its order; without a reader it is passed over.
+    """
+    kept = tuple(read is not None for _, read in columns)
+    known: dict[str, Any] = {
+        "count": len(columns).to_bytes(2, "big"),
+        "length": _LENGTH,
+        "no_text": _no_text,
+        "wrong_count": _wrong_count,
+    }
+    for number, (name, read) in enumerate(columns):
+        known |= {f"name{number}": name, f"read{number}": read}
+    exec(_row_code(kept), known)  # noqa: S102  # our own text below; nothing of the log is in it
+    made: ReadRow = known["row"]
+    return made
+
+
+@lru_cache(maxsize=256)
+def _row_code(kept: tuple[bool, ...]) -> CodeType:
+    """The function with its loop over the columns unrolled: that halves the time of a row, and it
+    is where the time goes. kept: whether each column has a reader.
+    """
+    lines = ["def row(frame, at):"]
+    lines += [" if frame[at : at + 2] != count: wrong_count()", " at += 2"]
+    for number, wanted in enumerate(kept):
+        lines += [f" if frame[at] == {_TEXT}:", "  start = at + 5"]
+        lines += ["  at = start + length(frame, at + 1)[0]"]
+        lines += [f"  value{number} = read{number}(frame[start:at])"] if wanted else []
+        lines += [" else:", f"  value{number} = no_text(frame[at])", "  at += 1"]
+    pairs = ", ".join(f"name{n}: value{n}" for n, wanted in enumerate(kept) if wanted)
+    return compile("\n".join([*lines, f" return {{{pairs}}}, at"]), "<row>", "exec")
+
+
+def _no_text(kind: int) -> Any:
+    """A value that is not written out."""
+    if kind == _NULL:
+        return None
+    if kind == _UNCHANGED:
+        return ABSENT
+    raise ValueError(f"the kind {kind} of a value")
+
+
+def _wrong_count() -> NoReturn:
+    raise ValueError("another number of columns than was described")

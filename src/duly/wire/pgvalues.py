@@ -9,7 +9,6 @@ not known stays PostgreSQL's own text; the same text gives the same value wherev
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -76,14 +75,13 @@ def _time(data: bytes) -> time | str:
 
 
 def _json(data: bytes) -> Any:
-    if not _INEXACT.search(data):
-        try:
-            return msgspec.json.decode(data)
-        except (msgspec.DecodeError, RecursionError):
-            pass  # it is stricter, of lone surrogates for one; the reader below decides
+    try:
+        return _read_json(data)
+    except (msgspec.DecodeError, RecursionError):
+        pass  # it is stricter, of lone surrogates for one; the reader below decides
     text = data.decode()
     try:
-        return _read_json(text)
+        return _read_any_json(text)
     except RecursionError:
         return text
 
@@ -95,8 +93,16 @@ def _exact(text: str) -> float | Decimal:
     return number if Decimal(repr(number)) == exact else exact
 
 
-_INEXACT: Final = re.compile(rb"[0-9][.eE]|[0-9]{18}")
-_read_json: Final = json.JSONDecoder(parse_float=_exact).decode
+def _whole(text: str) -> int | Decimal:
+    """A number without a fraction; Python makes no int of thousands of digits."""
+    try:
+        return int(text)
+    except ValueError:
+        return Decimal(text)
+
+
+_read_json: Final = msgspec.json.Decoder(float_hook=_exact).decode
+_read_any_json: Final = json.JSONDecoder(parse_float=_exact, parse_int=_whole).decode
 
 
 class _Array:

@@ -102,6 +102,25 @@ def test_a_key_column_that_is_not_there_is_said_at_once() -> None:
         reader(key=["gone"])
 
 
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=6, unique=True))
+def test_a_column_may_have_any_name(names: list[str]) -> None:
+    every = dict.fromkeys([*names, "'); 1/0 #", 'at"\n', "frame"])
+    described = relation(*((name, 25, True) for name in every))
+    read = reader(described, key=[names[0]])
+    values = [f"value {n}" for n in range(len(described.columns))]
+    after = dict(zip(every, values, strict=True))
+    made = read.read(frame(b"IN" + row(*values)), streaming=False)
+    assert made == ("create", {names[0]: "value 0"}, None, after)
+
+
+def test_the_widest_table() -> None:
+    names = [f"c{n}" for n in range(1600)]
+    wide = reader(relation(*((name, 23, name == "c0") for name in names)), key=["c0"])
+    numbers = [None if n % 7 == 3 else n for n in range(1600)]
+    made = wide.read(frame(b"IN" + row(*numbers)), streaming=False)
+    assert made == ("create", {"c0": 0}, None, dict(zip(names, numbers, strict=True)))
+
+
 @pytest.mark.parametrize(
     "body",
     [

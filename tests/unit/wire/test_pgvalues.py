@@ -51,6 +51,8 @@ CASES: list[tuple[int, str, Any]] = [
         "f": 0.1, "d": Decimal("0.1000000000000000055511151231257827"),
     }),
     (114, "1e400", Decimal("1e400")),
+    (3802, "[1, -0.5]", [1, -0.5]),
+    (3802, "7" * 5000, Decimal("7" * 5000)),
     (114, '"\\ud800"', "\ud800"),
     (25, "NULL", "NULL"),
     (25, "", ""),
@@ -104,7 +106,7 @@ def test_no_bytes_raise_anything_else(oid: int, data: bytes) -> None:
         reader_of(oid)(data)
     except (ValueError, ArithmeticError):
         return
-    assert reader_of(oid)(data) is not None
+    assert reader_of(oid)(data) is not None or data.strip() == b"null"
 
 
 json_values = st.recursive(

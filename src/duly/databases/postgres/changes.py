@@ -46,7 +46,8 @@ from duly.errors import (
 )
 from duly.kernel.changes import Transaction
 from duly.kernel.names import check_name
-from duly.ports import ChangeFeatures, Clock, Finding, SourceStatus, TableSpec
+from duly.ports import Clock, Finding
+from duly.sources import ChangeFeatures, SourceStatus, TableSpec
 from duly.wire.pgoutput import DATA, HEADER_BYTES
 
 __all__ = ["INTENT_PREFIX", "PostgresChanges"]
@@ -283,7 +284,9 @@ class PostgresChanges:
         if level != "logical":
             text = f"wal_level is {level}; ALTER SYSTEM SET wal_level = logical, then restart"
             raise ConfigurationError(text, code="CDC_WAL_LEVEL")
+        # Not by the time for locks, which is shorter: it waits for every transaction that is open.
         await connection.execute(f"SET statement_timeout = '{_SLOT_SECONDS}s'")
+        await connection.execute("SET lock_timeout = 0")
         try:
             await connection.execute(
                 "SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [name]
@@ -293,6 +296,7 @@ class PostgresChanges:
         finally:
             with suppress(Exception):  # the connection is used for nothing else when it is broken
                 await connection.execute("RESET statement_timeout")
+                await connection.execute("RESET lock_timeout")
 
     def _no_slot(self, error: Exception, name: str) -> Exception:
         state = getattr(error, "sqlstate", "")

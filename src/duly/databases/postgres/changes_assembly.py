@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from duly.databases.postgres.changes_spool import Changes, Facts, Rows
 from duly.errors import GapError
 from duly.kernel.changes import Intent, SnapshotChunk, Transaction
-from duly.ports import TableSpec
+from duly.sources import TableSpec
 from duly.wire.pgoutput import (
     DELETE,
     HEADER_BYTES,
@@ -233,7 +233,9 @@ class Assembly:
         self._readers.update(opened.readers)
         self.recent.append(opened.xid)
         self.reached = max(self.reached, message.end_lsn)
-        intents = tuple(i for subxid, i in opened.intents if subxid not in opened.undone)
+        intents: tuple[Intent, ...] = ()
+        if opened.intents:
+            intents = tuple(i for subxid, i in opened.intents if subxid not in opened.undone)
         if not len(opened.rows) and not intents:
             return
         at = _EPOCH + timedelta(microseconds=message.committed_us)

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from duly.databases.postgres.changes_assembly import Captured
 from duly.errors import ConfigurationError, GapError
-from duly.ports import Finding, Severity, TableSpec
+from duly.ports import Finding, Severity
+from duly.sources import TableSpec
 
 __all__ = [
     "HEARTBEAT",

@@ -1,9 +1,11 @@
 """The replication connection: bytes of PostgreSQL's COPY stream in and out, on the event loop.
 
 Owns the socket while the stream runs: libpq's buffers are read when the loop says that there is
-something, what is told to the server goes out at once or when the socket has room.  Invariants: no
-call here blocks; whatever ends the stream is said once, as one error; reading can be paused while
-telling goes on.  What frames mean is not known here.
+something, what is told to the server goes out at once or when the socket has room.  What follows
+within a moment is read together: a reader that is woken for every piece takes the processor from
+the very server that it reads.  Invariants: no call here blocks; whatever ends the stream is said
+once, as one error; reading can be paused while telling goes on.  What frames mean is not known
+here.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ _KEEPALIVE = {
     "tcp_user_timeout": 15_000,
 }
 _ANSWER_SECONDS = 60.0
+_TOGETHER_SECONDS = 0.002  # how long what follows may wait for more
+_ROUNDS = 16  # of libpq's buffer, before others have their turn
 
 
 async def connect(url: str, *, name: str, replication: bool = False, own_path: bool = False) -> Any:
@@ -59,11 +63,12 @@ async def connect(url: str, *, name: str, replication: bool = False, own_path: b
 class Link:
     """A stream over one connection.
 
-    take: called with every frame. failed: called once with the error that ended the stream.
+    take: called with the frames that came, in their order. failed: called once with the error that
+    ended the stream.
     """
 
     def __init__(
-        self, raw: Any, *, take: Callable[[bytes], None], failed: Callable[[Exception], None]
+        self, raw: Any, *, take: Callable[[list[bytes]], None], failed: Callable[[Exception], None]
     ) -> None:
         import psycopg
 
@@ -76,6 +81,7 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._reading = False
         self._open = False
+        self._next: asyncio.Handle | None = None  # the next look without being woken
         self.heard = False  # whether something came since somebody looked
 
     async def start(self, command: str) -> None:
@@ -115,14 +121,13 @@ class Link:
         """Read no more until ``resume``; the server waits with its socket full."""
         self._reading = False
         if self._open:
-            self._loop.remove_reader(self._socket)
+            self._sleep()
 
     def resume(self) -> None:
         """Read on, what libpq holds already first."""
         if self._open and not self._reading:
             self._reading = True
-            self._loop.add_reader(self._socket, self._readable)
-            self._loop.call_soon(self._drain)
+            self._next = self._loop.call_soon(self._look)
 
     def send(self, frame: bytes) -> None:
         """Tell the server something; nothing once the stream has ended."""
@@ -145,29 +150,61 @@ class Link:
         except self._driver.Error as error:
             self._end(error)
 
-    def _readable(self) -> None:
+    def _woken(self) -> None:
+        self.heard = True
+        self._sleep()
+        self._look()
+
+    def _sleep(self) -> None:
+        """Neither be woken nor look."""
+        self._loop.remove_reader(self._socket)
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+
+    def _look(self) -> None:
+        """Take what is there, and decide when to look again."""
+        came = more = self._drain()
+        for _ in range(_ROUNDS):
+            if not (self._reading and self._consumed()):
+                return
+            more = self._drain()
+            came = came or more
+            if not more:
+                break
+        if not self._reading:
+            return
+        if more:
+            self._next = self._loop.call_soon(self._look)
+        elif came:
+            self._next = self._loop.call_later(_TOGETHER_SECONDS, self._look)
+        else:
+            self._loop.add_reader(self._socket, self._woken)
+
+    def _consumed(self) -> bool:
         try:
             self._pg.consume_input()
-            self.heard = True
         except self._driver.Error as error:
             self._end(error)
-            return
-        self._drain()
+        return self._open
 
-    def _drain(self) -> None:
-        get, take = self._pg.get_copy_data, self._take
-        size = 0
+    def _drain(self) -> bool:
+        """Hand over what libpq holds; whether that was anything."""
+        get, frames = self._pg.get_copy_data, []
         try:
-            while self._reading:
+            size, data = get(1)
+            while size > 0:
+                frames.append(bytes(data))
                 size, data = get(1)
-                if size <= 0:
-                    break
-                take(bytes(data))
+            if frames:
+                self.heard = True
+                self._take(frames)
         except Exception as error:  # noqa: BLE001  # whatever ends the stream is told, never lost
             self._end(error)
-            return
-        if size < 0:
-            self._end(self._error_of(self._pg.get_result()))
+        else:
+            if size < 0:
+                self._end(self._error_of(self._pg.get_result()))
+        return bool(frames)
 
     def _error_of(self, result: Any) -> Exception:
         if result is not None and result.error_field(self._driver.pq.DiagnosticField.SQLSTATE):
@@ -183,7 +220,7 @@ class Link:
 
     def _quiet(self) -> None:
         self._open = self._reading = False
-        self._loop.remove_reader(self._socket)
+        self._sleep()
         self._loop.remove_writer(self._socket)
 
     def cut(self) -> None:

@@ -19,6 +19,7 @@ from duly.databases.postgres.changes_assembly import Assembly, Item, kept, lsn_t
 from duly.databases.postgres.changes_catalog import HEARTBEAT, Table
 from duly.databases.postgres.changes_link import connect
 from duly.errors import ConfigurationError, GapError
+from duly.kernel import failpoints
 from duly.kernel.changes import ABSENT, Change, SnapshotChunk, Transaction
 from duly.wire.pgvalues import Read, reader_of
 
@@ -139,6 +140,7 @@ class Snapshot:
 
     async def _chunk(self, connection: Any) -> bool:
         read = await self._read_after_all_before(connection)
+        failpoints.hit(failpoints.CDC_CHUNK_READ)
         self._seen = read.seen
         self._late = [t for t in self._late if not read.seen(int(t.xid))]
         await self._passed(connection, read.place)
@@ -176,6 +178,7 @@ class Snapshot:
             self._late, self._seen = [], None
             self._stream.watch(self)
             before = list(self._stream.assembly.recent)
+            failpoints.hit(failpoints.CDC_CHUNK_MARKED)
             read = await self._read(connection)
             if all(read.seen(xid) for xid in before):
                 return read

@@ -73,12 +73,13 @@ class Rows:
         return sum(self._counts.values())
 
     def __iter__(self) -> Iterator[tuple[RowReader | None, bytes]]:
-        undone = self._undone
-        if not undone and self._file is None:
-            yield from zip(self._by, self._frames, strict=True)
-            return
+        if not self._undone and self._file is None:
+            return zip(self._by, self._frames, strict=True)
+        return self._kept()
+
+    def _kept(self) -> Iterator[tuple[RowReader | None, bytes]]:
         for reader, frame, subxid in chain(self._spilled(), self._tail()):
-            if subxid not in undone:
+            if subxid not in self._undone:
                 yield reader, frame
 
     def _tail(self) -> Iterator[Row]:

@@ -34,7 +34,8 @@ from duly.errors import (
     UndecodableError,
 )
 from duly.kernel.changes import Transaction
-from duly.ports import Clock, TableSpec
+from duly.ports import Clock
+from duly.sources import TableSpec
 from duly.wire.pgoutput import DATA, KEEPALIVE, parse_keepalive, status_update, undecodable
 
 __all__ = ["PostgresChangeStream"]
@@ -104,7 +105,7 @@ class PostgresChangeStream:
 
     async def start(self, raw: Any, command: str) -> None:
         """Begin to read. raw: the replication connection. Raises psycopg's errors."""
-        self._link = Link(raw, take=self._frame, failed=self._fail)
+        self._link = Link(raw, take=self._frames, failed=self._fail)
         try:
             await self._link.start(command)
         except BaseException:
@@ -187,17 +188,18 @@ class PostgresChangeStream:
         await self._room.wait()
 
     # --- what comes in ----------------------------------------------------------------------------
-    def _frame(self, frame: bytes) -> None:
-        kind = frame[0]
-        if kind == DATA:
-            self.assembly.feed(frame)
-        elif kind == KEEPALIVE:
-            alive = parse_keepalive(frame)
-            self.assembly.alive(alive.wal_end)
-            if alive.reply:
-                self._feedback()
-        else:
-            undecodable(f"a frame of the unknown kind {kind}")
+    def _frames(self, frames: Sequence[bytes]) -> None:
+        feed = self.assembly.feed
+        for frame in frames:
+            if frame[0] == DATA:
+                feed(frame)
+            elif frame[0] == KEEPALIVE:
+                alive = parse_keepalive(frame)
+                self.assembly.alive(alive.wal_end)
+                if alive.reply:
+                    self._feedback()
+            else:
+                undecodable(f"a frame of the unknown kind {frame[0]}")
 
     def _given(self, transaction: Transaction, size: int) -> None:
         for snapshot in self._watchers:

@@ -17,7 +17,7 @@ from duly.databases.postgres import changes_spool
 from duly.databases.postgres.changes_assembly import Assembly, Captured, lsn_text
 from duly.errors import DatabaseUnavailableError, GapError, UndecodableError
 from duly.kernel.changes import Transaction
-from duly.ports import TableSpec
+from duly.sources import TableSpec
 
 HEAD = b"w" + bytes(24)
 U64, U32, U16 = (struct.Struct(kind).pack for kind in (">Q", ">I", ">H"))

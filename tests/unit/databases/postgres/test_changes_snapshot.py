@@ -9,7 +9,7 @@ import pytest
 from duly.databases.postgres.changes_catalog import Table
 from duly.databases.postgres.changes_snapshot import Snapshot, visible
 from duly.kernel.changes import ABSENT, Change, Op, Transaction
-from duly.ports import TableSpec
+from duly.sources import TableSpec
 
 TABLE = Table(TableSpec("t"), 9, "public", "t", "r", "p", "public.t", ("id",), ("id",), (), ())
 
