@@ -1,7 +1,8 @@
 """``make crash``: every row, a table, ``build/crash.json``, exit 1 when anything does not add up.
 
 Options, each also as an environment variable: KILLS per pair, ONLY rows with this word, SEED,
-MINUTES per row, PLANTED=1 for the planted bugs instead (each must turn a run red)."""
+MINUTES per row, PLANTED=1 for the planted bugs instead (each must turn a run red),
+HISTORIES of the row 'after commit', where nobody is killed."""
 
 from __future__ import annotations
 
@@ -13,14 +14,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.crash import faults, planted, report
+from tests.crash import batch, gtx, planted, report
+from tests.crash.defer import defer_rows
 from tests.crash.nursery import ROOT
-from tests.crash.pairs import FURTHER_PAIRS, PAIRS, Place, ServersMissingError, orders_for, run_pair
+from tests.crash.pairs import (
+    CDC_PAIRS,
+    FURTHER_PAIRS,
+    PAIRS,
+    Place,
+    ServersMissingError,
+    orders_for,
+    run_pair,
+)
 from tests.crash.report import Result
 
 MINUTES = {PAIRS[0]: 15.0, PAIRS[1]: 25.0, "postgres kafka": 20.0, "mariadb kafka": 60.0}
+MINUTES |= dict.fromkeys(CDC_PAIRS, 40.0)
 FURTHER_MINUTES, FURTHER_PART = 10.0, 5  # a fifth of the kills
-WHOLE = (*PAIRS, "mariadb kafka")  # all of them: each database with one broker
+WHOLE = (*PAIRS, "mariadb kafka", *CDC_PAIRS)  # all of them: each database with one broker
 
 
 def options(arguments: list[str]) -> argparse.Namespace:
@@ -39,12 +50,15 @@ def options(arguments: list[str]) -> argparse.Namespace:
 def rows(given: argparse.Namespace, place: Place) -> dict[str, Callable[[], Result]]:
     """Every row by its name."""
     found: dict[str, Callable[[], Result]] = {}
-    for pair in (*PAIRS, *FURTHER_PAIRS):
+    for pair in (*PAIRS, *FURTHER_PAIRS, *CDC_PAIRS):
         minutes = given.minutes or MINUTES.get(pair, FURTHER_MINUTES)
         kills = given.kills if pair in WHOLE else max(1, given.kills // FURTHER_PART)
         orders = orders_for(pair, kills, given.seed, minutes=minutes)
         found[f"crash {pair}"] = lambda pair=pair, orders=orders: run_pair(pair, orders, place)  # type: ignore[misc]
-    return found | faults.scenes(given.seed, place)
+    half = gtx.scenes(given.seed, place, kills=max(1, given.kills // 2))
+    whole = defer_rows(given.kills, given.seed, place)
+    files = batch.scenes(given.seed, place, kills=given.kills)
+    return found | planted.every_scene(given.seed, place) | half | whole | files
 
 
 def main(arguments: list[str]) -> int:

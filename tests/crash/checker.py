@@ -75,11 +75,11 @@ def check(stage: Stage, *, batch_max: int) -> Verdict:
     verdict.delivered = len(delivered)
     verdict.recovered = len(delivered - acked)
     _order(verdict, sent, (m for g, m in effects if g == "ordered"), what="effects")
-    _left(stage, verdict)
-    deliveries = _Deliveries(stage)
+    left_over(stage, verdict)
+    deliveries = Deliveries(stage)
     firsts = [m for m, _ in deliveries.of_group("ordered")]
     _order(verdict, sent, dict.fromkeys(firsts), what="first deliveries")
-    _duplicates(verdict, deliveries, batch_max=batch_max)
+    duplicates(verdict, deliveries, batch_max=batch_max)
     _calls(stage, verdict, sent)
     return verdict
 
@@ -137,9 +137,11 @@ def _order(verdict: Verdict, sent: dict[str, tuple[Any, ...]], messages: Any, *,
     verdict.blame("order_breaks", what, breaks)
 
 
-def _left(stage: Stage, verdict: Verdict) -> None:
+def left_over(stage: Stage, verdict: Verdict) -> None:
     """Nothing of duly's may be left over when everything has its effect."""
-    left = stage.rows("SELECT message_id, status, last_error FROM duly_outbox")
+    left = stage.rows(
+        "SELECT message_id, status, last_error FROM duly_outbox WHERE status <> 'sent'"
+    )
     verdict.blame("lost", "still in the outbox", {f"{m} {s} {e}"[:150] for m, s, e in left})
     stuck = (
         "SELECT message_id, group_name, status, last_error FROM duly_inbox "
@@ -154,7 +156,7 @@ def _left(stage: Stage, verdict: Verdict) -> None:
     verdict.blame("lost", "a key still on hold", holds)
 
 
-class _Deliveries:
+class Deliveries:
     """What the brokers delivered, by the workers' journals, and what each death left open."""
 
     def __init__(self, stage: Stage) -> None:
@@ -306,7 +308,7 @@ class _Deliveries:
         return +found
 
 
-def _duplicates(verdict: Verdict, deliveries: _Deliveries, *, batch_max: int) -> None:
+def duplicates(verdict: Verdict, deliveries: Deliveries, *, batch_max: int) -> None:
     credit: Counter[tuple[str, str]] = Counter(deliveries.returned)
     for outage in deliveries.outages:
         credit.update(

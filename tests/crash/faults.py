@@ -8,6 +8,7 @@ poison            a key whose first message is refused, 10,000 followers: others
 database killed   PostgreSQL killed and restarted
 broker killed     RabbitMQ likewise
 connections       cut, half-open and answers lost, on both connections, through a proxy
+after commit      nobody is killed: random histories of transactions, and what begins after them
 refusals          RabbitMQ's queues are full and refuse: order is kept
 """
 
@@ -23,10 +24,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.crash import report
-from tests.crash.checker import Verdict, check
-from tests.crash.loop import SHORT, Lease, Loop, Orders
-from tests.crash.pairs import BATCH_MAX, PAIRS, Place, keep_evidence, make_stage, run_pair
+from tests.crash import aftercommit, report
+from tests.crash.cdc_stage import CDC_PAIRS, CDC_SQLITE, make_cdc_stage
+from tests.crash.checker import Verdict
+from tests.crash.loop import Loop
+from tests.crash.orders import SHORT, Lease, Orders
+from tests.crash.pairs import BATCH_MAX, PAIRS, Place, keep_evidence, kind_of, run_pair
 from tests.crash.report import Result
 from tests.crash.stage import Stage, ask_rabbitmq, now, postgres_stage
 
@@ -43,7 +46,9 @@ Act = Callable[[Loop], int]
 
 def scenes(seed: int, place: Place) -> dict[str, Callable[[], Result]]:
     """Every row of this module by its name."""
-    found: dict[str, Callable[[], Result]] = {}
+    found: dict[str, Callable[[], Result]] = {
+        aftercommit.NAME: partial(aftercommit.after_commit, seed, place)
+    }
     for pair in PAIRS:
         for count in (1, 2, 4):
             orders = Orders(
@@ -83,20 +88,21 @@ def scene(
 ) -> Result:  # fmt: skip
     """One scene: producer and workers run, ``act`` does its worst, everything settles, the checker
     judges."""
+    kind = kind_of(pair)
     orders = Orders(
-        0, seed, slow_kills=0, lease=lease, writers=1 if pair == SQLITE else 2,
-        settle_seconds=settle_seconds,
+        0, seed, slow_kills=0, lease=lease, writers=1 if pair in (SQLITE, CDC_SQLITE) else 2,
+        settle_seconds=settle_seconds, meddle=pair in CDC_PAIRS,
     )  # fmt: skip
     name = f"crash {pair} {what}"
     with (servers or usual)(pair, place.folder) as stage:
         verdict, faults, began = Verdict(), 0, now()
-        loop = Loop(stage, orders, source=place.source, quiet=place.quiet)
+        loop = kind.loop(stage, orders, source=place.source, quiet=place.quiet)
         loop.config["impatient"] = impatient
         try:
             with loop.prepared():
                 faults = act(loop)
                 loop.finish()
-            verdict = check(stage, batch_max=BATCH_MAX)
+            verdict = kind.judge(stage, batch_max=BATCH_MAX)
         except Exception as error:  # a scene that broke off is a red row
             loop.tally.troubles.append(f"broke off: {type(error).__name__}: {error}"[:1500])
         finally:
@@ -115,7 +121,7 @@ def scene(
 @contextmanager
 def usual(pair: str, folder: Path) -> Iterator[Stage]:
     """The usual servers."""
-    yield make_stage(pair, folder)
+    yield kind_of(pair).make(pair, folder)
 
 
 def _servers(folder: Path, what: str, **urls: str) -> Stage:
@@ -133,7 +139,10 @@ def private_database(pair: str, folder: Path) -> Iterator[Stage]:
     from tools.services import start_private_postgres
 
     with start_private_postgres() as server:
-        stage = _servers(folder, "database", postgres=server.url)
+        if pair in CDC_PAIRS:
+            stage: Stage = make_cdc_stage(pair, folder, postgres=server.url)
+        else:
+            stage = _servers(folder, "database", postgres=server.url)
         stage.server = server
         yield stage
 
@@ -156,10 +165,12 @@ def proxied(pair: str, folder: Path) -> Iterator[Stage]:
     """The usual servers behind proxies; the checker goes past them."""
     from duly.testing.fault_proxy import FaultProxy
 
-    stage = make_stage(pair, folder)
+    stage = kind_of(pair).make(pair, folder)
     with ExitStack() as stack:
         for peer, url in (("database", stage.database), ("broker", stage.broker)):
             parts = urlsplit(url)
+            if not parts.port:
+                continue  # a file
             proxy = stack.enter_context(FaultProxy(parts.hostname or "", parts.port or 0))
             login = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
             stage.through[peer] = parts._replace(netloc=f"{login}127.0.0.1:{proxy.port}").geturl()
@@ -199,9 +210,9 @@ def fenced(loop: Loop) -> int:
     loop.set_pace(9.0)
     loop.run_once("poisoner", followers=0)
     victim = loop.start_worker(roles=["relay"], slow=True, plan="relay.failure_not_stored@1=stop")
-    _until(
+    until(
         loop,
-        lambda: _is_stopped(victim.pid),
+        lambda: is_stopped(victim.pid),
         "the refused relay has stopped",
         seconds=30,
         pace=False,
@@ -210,7 +221,7 @@ def fenced(loop: Loop) -> int:
     loop.note("fault", n=0, point="fenced", unsettled=[], role="worker", done=done, pid=victim.pid)
     after = loop.start_worker(roles=["relay"], slow=True)
     sql = "SELECT id, status, attempts, due_at, last_error FROM duly_outbox WHERE status = 'retry'"
-    _until(
+    until(
         loop,
         lambda: bool(loop.stage.rows(sql)),
         "its successor was refused too",
@@ -231,7 +242,7 @@ def fenced(loop: Loop) -> int:
     return 1
 
 
-def _is_stopped(pid: int) -> bool:
+def is_stopped(pid: int) -> bool:
     """Whether a process is frozen by a signal."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
@@ -242,11 +253,11 @@ def poison(loop: Loop) -> int:
     worker = loop.worker()
     loop.run_once("poisoner", followers=FOLLOWERS)
     blocked = "SELECT id FROM duly_outbox WHERE status = 'failed'"
-    _until(
+    until(
         loop, lambda: bool(loop.stage.rows(blocked)), "the refused message has failed", seconds=60
     )
     held = "SELECT count(*) FROM duly_outbox WHERE status = 'held'"
-    _until(loop, lambda: loop.stage.number(held) == FOLLOWERS, "its followers are held", seconds=90)
+    until(loop, lambda: loop.stage.number(held) == FOLLOWERS, "its followers are held", seconds=90)
     others = "SELECT count(*) FROM crash_effect"
     before = loop.stage.number(others)
     loop.set_pace(0.02)
@@ -295,8 +306,7 @@ def connections(loop: Loop) -> int:
 
     workers = [loop.worker(), loop.worker()]
     count = 0
-    for peer in ("database", "broker"):
-        proxy = loop.stage.proxies[peer]
+    for proxy in loop.stage.proxies.values():
         for fault, seconds in ((None, 0.2), (SILENT, 2.5), (DROP_REPLIES, 2.5)):
             loop.hold(1.5)
             begin = now()
@@ -340,11 +350,12 @@ def refusals(loop: Loop) -> int:
     return refused
 
 
-def _until(
+def until(
     loop: Loop, done: Callable[[], bool], what: str, *, seconds: float, pace: bool = True
 ) -> None:
+    """Hold until something is so. Raises TimeoutError."""
     end = now() + seconds
     while not done():
         if now() > end:
             raise TimeoutError(f"not within {seconds:g} s: {what}")
-        loop.hold(0.2, pace=pace)
+        loop.hold(0.1, pace=pace)

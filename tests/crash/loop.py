@@ -23,59 +23,22 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.crash.nursery import Death, Nursery
+from tests.crash.orders import (
+    PRODUCER_POINTS,
+    PRODUCTION,
+    RANDOM,
+    RARE,
+    WORKER_POINTS,
+    Lease,
+    Orders,
+    Tally,
+)
 from tests.crash.stage import QUEUE, Stage, now, read_lines, unfinished
-
-RANDOM = "at random"
-PRODUCER_POINTS = ("outbox.before_flush", "outbox.flushed")
-WORKER_POINTS = (
-    "relay.read",
-    "relay.sent_no_confirm",
-    "relay.confirmed",
-    "relay.settled",
-    "relay.failure_not_stored",
-    "relay.failure_stored",
-    "lease.renewed",
-    "consume.received",
-    "consume.dedupe_inserted",
-    "consume.handled",
-    "consume.committed_not_acked",
-    "consume.acked",
-    "consume.ordered_stored_not_acked",
-    "consume.failure_stored",
-    "effect.intent_committed",
-    "effect.called_not_recorded",
-    "effect.recorded",
-    "drain.started",
-    RANDOM,
-)
-POINTS = PRODUCER_POINTS + WORKER_POINTS
-CONSUME_AND_RELAY = (
-    *PRODUCER_POINTS,
-    "relay.sent_no_confirm",
-    "relay.confirmed",
-    "relay.settled",
-    "consume.dedupe_inserted",
-    "consume.handled",
-    "consume.committed_not_acked",
-    "effect.called_not_recorded",
-    RANDOM,
-)
-RARE = {
-    "relay.failure_not_stored",
-    "relay.failure_stored",
-    "consume.failure_stored",
-    "effect.intent_committed",
-    "effect.called_not_recorded",
-    "effect.recorded",
-    "consume.ordered_stored_not_acked",
-    "consume.acked",
-    "consume.received",
-}
 
 PATIENCE_SECONDS = 5.0  # for a plan to fire, beyond the lease, once the worker is at work
 START_SECONDS = 20.0  # until it is: it holds lanes or has received something
@@ -83,73 +46,15 @@ BACKLOG_MAX = 1200
 BACKLOG_MAX_SLOW = 300  # the time of a recovery is not that of a queue
 MESSAGES_PER_KILL = 14
 MESSAGES_AHEAD = 600
-SETTLE_SECONDS = 90.0
 STOP_SECONDS = 20.0
 RECOVERY_SECONDS_MAX = 30.0
 LINGER_SECONDS = 4.0  # healthy workers stay this long after the last message: late commits show now
 
 
-@dataclass(frozen=True)
-class Lease:
-    """A lease as the App's settings have it, in seconds. broker: of the embedded broker's
-    readers."""
-
-    ttl: float
-    renew: float
-    send: float
-    broker: float
-
-    @property
-    def settings(self) -> dict[str, float]:
-        """For a child's config."""
-        return {
-            "lease": self.ttl,
-            "renew": self.renew,
-            "send_timeout": self.send,
-            "broker_lease": self.broker,
-        }
-
-
-PRODUCTION = Lease(5.0, 1.5, 3.0, 4.0)
-SHORT = Lease(1.0, 0.3, 0.8, 1.5)
-
-
 @dataclass
-class Orders:
-    """What a run is to do. kills: in all; slow_kills: of these, at the production lease."""
+class Child:
+    """A process of a run."""
 
-    kills: int
-    seed: int
-    slow_kills: int = 20
-    workers: int = 3
-    minutes: float = 25.0
-    points: Sequence[str] = POINTS
-    writers: int = 2
-    lease: Lease = SHORT
-    settle_seconds: float = SETTLE_SECONDS
-    meddle: bool = False  # an operator edits rows in flight meanwhile
-    least_messages: int = 0  # committed before the end, however soon the kills are done
-
-    @property
-    def share(self) -> int:
-        """The least number of kills at each point."""
-        return -(-self.kills // (3 * len(self.points)))
-
-
-@dataclass
-class Tally:
-    """What the loop saw."""
-
-    kills: Counter[str] = field(default_factory=Counter)
-    uncounted: int = 0
-    recoveries: list[float] = field(default_factory=list)
-    worst: dict[str, float] = field(default_factory=dict)  # recovery by kind of work
-    troubles: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-
-@dataclass
-class _Child:
     pid: int
     role: str
     point: str
@@ -164,12 +69,15 @@ class _Child:
 class Loop:
     """One run on one stage. source: where ``duly`` is imported from."""
 
+    family = ""  # before the names of the nursery's roles
+    at_work = frozenset({"taken", "recv"})  # what a worker's journal says when its plan may fire
+
     def __init__(self, stage: Stage, orders: Orders, *, source: Path, quiet: bool = False) -> None:
         from duly.testing.journal import Journal
 
         self.stage, self.orders, self.tally, self.quiet = stage, orders, Tally(), quiet
         self._chance = random.Random(orders.seed)
-        self._children: dict[int, _Child] = {}
+        self._children: dict[int, Child] = {}
         self._planned: Counter[str] = Counter()
         self._faults = Journal(stage.journal("faults"))
         self._mortal = Journal(stage.journal("acks-mortal"))
@@ -178,7 +86,7 @@ class Loop:
         self.nursery = Nursery(source, stage.folder / "logs")
         self._began = now()
         self._last_pace = self._last_word = 0.0
-        self._meddler: _Child | None = None
+        self._meddler: Child | None = None
         self._backlog_max = BACKLOG_MAX
         self.config = {
             "folder": str(stage.folder),
@@ -228,17 +136,18 @@ class Loop:
 
     def run_once(self, role: str, **more: Any) -> None:
         """Run a child to its end. Raises RuntimeError when it fails."""
-        pid = self.nursery.fork(role, {**self.config, **self.orders.lease.settings, **more})
+        settings = {**self.config, **self.orders.lease.settings, **more}
+        pid = self.nursery.fork(self.family + role, settings)
         death = self.nursery.wait(pid, 90)
         if death is None or death.status:
             raise RuntimeError(f"{role} failed: {self._log(role, pid)}")
 
-    def _words(self, child: _Child) -> str:
+    def _words(self, child: Child) -> str:
         """The end of what a child said."""
         return self._log(child.role, child.pid)[-700:]
 
     def _log(self, role: str, pid: int) -> str:
-        path = self.stage.folder / "logs" / f"{role}-{pid}.log"
+        path = self.stage.folder / "logs" / f"{self.family}{role}-{pid}.log"
         return path.read_text()[-2000:] if path.exists() else "no log"
 
     # --- the mortal producers' reports ----------------------------------------------------------
@@ -254,7 +163,7 @@ class Loop:
                 self._mortal.append(**{**fact, "producer": fact.pop("pid")})
 
     # --- children -------------------------------------------------------------------------------
-    def _fork(self, role: str, *, point: str, lease: Lease, **more: Any) -> _Child:
+    def _fork(self, role: str, *, point: str, lease: Lease, **more: Any) -> Child:
         patience = lease.ttl + PATIENCE_SECONDS
         plan = ""
         if point == RANDOM:
@@ -265,8 +174,9 @@ class Loop:
         if point == "drain.started":
             plan = f"{point}@1"
             patience = 0.3 + lease.ttl + self._chance.random()
-        pid = self.nursery.fork(role, {**self.config, **lease.settings, "plan": plan, **more})
-        child = _Child(pid, role, point, now(), lease, now() + patience)
+        settings = {**self.config, **lease.settings, "plan": plan, **more}
+        pid = self.nursery.fork(self.family + role, settings)
+        child = Child(pid, role, point, now(), lease, now() + patience)
         if role == "worker" and point:
             child.patience, child.end_at = patience, now() + START_SECONDS
         if point:
@@ -291,7 +201,7 @@ class Loop:
             [p for p in mine if self.tally.kills[p] + self._planned[p] == least]
         )
 
-    def _tend(self, timeout_seconds: float, *, pace: bool = True) -> list[_Child]:
+    def _tend(self, timeout_seconds: float, *, pace: bool = True) -> list[Child]:
         """Wait for deaths, record them, end who is overdue; returns the dead."""
         dead = []
         for death in self.nursery.deaths(timeout_seconds):
@@ -315,11 +225,11 @@ class Loop:
             self._keep_pace()
         return dead
 
-    def _is_at_work(self, child: _Child) -> bool:
-        return any(fact["what"] in ("taken", "recv") for fact in self._journal_of(child))
+    def _is_at_work(self, child: Child) -> bool:
+        return any(fact["what"] in self.at_work for fact in self._journal_of(child))
 
     # --- a death --------------------------------------------------------------------------------
-    def _record(self, child: _Child, death: Death) -> None:
+    def _record(self, child: Child, death: Death) -> None:
         """Write down what was open in the dead process; count the kill if anything was."""
         seen = self._positions()
         if not death.killed:
@@ -346,7 +256,7 @@ class Loop:
         """How far the groups are, and when that was known: too late, it says nothing of a death."""
         return {"done": self.stage.broker_positions(), "looked": now()}
 
-    def _journal_of(self, child: _Child) -> list[dict[str, Any]]:
+    def _journal_of(self, child: Child) -> list[dict[str, Any]]:
         path = self.stage.journal(f"worker-{child.pid}")
         return list(read_lines(path)) if path.exists() else []
 
@@ -360,7 +270,7 @@ class Loop:
             sent & {row[0] for row in self.stage.rows("SELECT message_id FROM duly_outbox")}
         )
 
-    def _is_open(self, child: _Child, journal: list[dict[str, Any]], unsettled: list[str]) -> bool:
+    def _is_open(self, child: Child, journal: list[dict[str, Any]], unsettled: list[str]) -> bool:
         if child.role == "producer":
             return self._said.get(child.pid) in ("begin", "try")
         received = {
@@ -380,13 +290,13 @@ class Loop:
         return bool(self.stage.number(f"{lanes}{outbox} OR {inbox})", (f"{child.pid}-%",)))
 
     # --- for scenes -----------------------------------------------------------------------------
-    def worker(self, **more: Any) -> _Child:
+    def worker(self, **more: Any) -> Child:
         """A healthy worker that runs."""
         child = self.start_worker(**more)
         self._wait_ready(child)
         return child
 
-    def start_worker(self, **more: Any) -> _Child:
+    def start_worker(self, **more: Any) -> Child:
         """A worker that has just begun. more: of its config."""
         return self._fork("worker", point="", lease=self.orders.lease, **more)
 
@@ -400,9 +310,22 @@ class Loop:
         """A line in the journal of faults."""
         self._faults.append(what, **values)
 
-    def stop(self, child: _Child) -> None:
+    def stop(self, child: Child) -> None:
         """End a healthy child as an operator would."""
         self._stop(child)
+
+    # --- what a run is about --------------------------------------------------------------------
+    def committed(self) -> int:
+        """How many messages the transactions have published."""
+        return self.stage.number("SELECT count(*) FROM crash_sent")
+
+    def unfinished(self) -> dict[str, int]:
+        """What is still to be done, by where it lies; empty when everything has settled."""
+        return unfinished(self.stage)
+
+    def backlog(self) -> int:
+        """How much the consumers have before them."""
+        return max(self.unfinished().get("effects", 0), 0)
 
     # --- phases ---------------------------------------------------------------------------------
     def _slow_phase(self) -> None:
@@ -424,12 +347,12 @@ class Loop:
         self._stop(healthy)
         self._backlog_max = BACKLOG_MAX
 
-    def _wait_ready(self, child: _Child) -> None:
+    def _wait_ready(self, child: Child) -> None:
         end = now() + STOP_SECONDS
         while not any(fact["what"] == "ready" for fact in self._journal_of(child)) and now() < end:
             self._tend(0.05)
 
-    def _measure_recovery(self, dead: _Child) -> None:
+    def _measure_recovery(self, dead: Child) -> None:
         """Seconds from the death until each kind of work that the dead process held has moved
         on."""
         held = self._held_by(dead)
@@ -451,7 +374,7 @@ class Loop:
         for kind, seconds in moved.items():
             self.tally.worst[kind] = max(seconds, self.tally.worst.get(kind, 0.0))
 
-    def _held_by(self, dead: _Child) -> dict[str, set[Any]]:
+    def _held_by(self, dead: Child) -> dict[str, set[Any]]:
         """The rows in its lanes by scope, and what it had received and not acked by group."""
         lanes = "SELECT scope, lane FROM duly_lease WHERE kind = 'lane' AND holder LIKE ?"
         mine = set(self.stage.rows(lanes, (f"{dead.pid}-%",)))
@@ -511,7 +434,7 @@ class Loop:
         done = kills.total() >= self.orders.kills
         if not done or any(kills[point] < self.orders.share for point in self.orders.points):
             return False
-        return self.stage.number("SELECT count(*) FROM crash_sent") >= self.orders.least_messages
+        return self.committed() >= self.orders.least_messages
 
     def _check_time(self) -> None:
         if now() - self._began > self.orders.minutes * 60:
@@ -531,7 +454,7 @@ class Loop:
         settles."""
         healthy = [self._fork("worker", point="", lease=self.orders.lease) for _ in range(workers)]
         end = now() + self.orders.settle_seconds
-        while now() < end and sum(unfinished(self.stage).values()) > 200:
+        while now() < end and sum(self.unfinished().values()) > 200:
             self.set_pace(9.0)
             self._tend(0.2)
         self._stop(self.steady)
@@ -539,10 +462,10 @@ class Loop:
             self._stop(self._meddler)
         linger = now() + LINGER_SECONDS
         end = max(end, now() + self.orders.settle_seconds / 2)
-        left = unfinished(self.stage)
+        left = self.unfinished()
         while now() < linger or (left and now() < end):
             self._tend(0.2)
-            left = unfinished(self.stage)
+            left = self.unfinished()
         if left:
             self.tally.troubles.append(
                 f"not settled after {self.orders.settle_seconds:.0f} s: {left}"
@@ -550,7 +473,7 @@ class Loop:
         for child in healthy:
             self._stop(child)
 
-    def _stop(self, child: _Child) -> None:
+    def _stop(self, child: Child) -> None:
         """SIGTERM, and a clean exit in time."""
         if not self.nursery.signal(child.pid, signal.SIGTERM):
             self.tally.troubles.append(
@@ -586,8 +509,8 @@ class Loop:
         if now() - self._last_pace < 0.25:
             return
         self._last_pace = now()
-        backlog = max(unfinished(self.stage).get("effects", 0), 0)
-        sent = self.stage.number("SELECT count(*) FROM crash_sent")
+        backlog = self.backlog()
+        sent = self.committed()
         ahead = sent - max(self.tally.kills.total() * MESSAGES_PER_KILL, self.orders.least_messages)
         most = self._backlog_max
         self.set_pace(9.0 if backlog > most else 0.15 if ahead > MESSAGES_AHEAD else 0.004)

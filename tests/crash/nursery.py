@@ -33,6 +33,15 @@ ROLES = {
     "meddler": "tests.crash.meddler",
     "worker": "tests.crash.worker",
     "producer": "tests.crash.producer",
+    "defer_prepare": "tests.crash.defer_prepare",
+    "defer_caller": "tests.crash.defer_caller",
+    "defer_worker": "tests.crash.defer_worker",
+    "gtx": "tests.crash.gtx_worker",
+    "batch": "tests.crash.batch_worker",
+    "cdc_prepare": "tests.crash.cdc_prepare",
+    "cdc_meddler": "tests.crash.cdc_meddler",
+    "cdc_worker": "tests.crash.cdc_worker",
+    "cdc_producer": "tests.crash.cdc_producer",
 }
 
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from tests.crash import report
+from tests.crash.cdc_checker import check_cdc
+from tests.crash.cdc_loop import CdcLoop
+from tests.crash.cdc_stage import CDC_PAIRS, CDC_POSTGRES, CDC_SQLITE, CdcStage, make_cdc_stage
 from tests.crash.checker import Verdict, check
-from tests.crash.loop import PRODUCTION, RANDOM, Lease, Loop, Orders, Tally
+from tests.crash.loop import Loop
 from tests.crash.nursery import ROOT
+from tests.crash.orders import CDC_AND_ON, PRODUCTION, RANDOM, Lease, Orders, Tally
 from tests.crash.report import Result
 from tests.crash.stage import (
     Stage,
@@ -89,22 +95,45 @@ def _server(name: str) -> str:
     return url
 
 
+class Kind(NamedTuple):
+    """What a pair is run with."""
+
+    make: Callable[[str, Path], Any]
+    loop: Callable[..., Loop]
+    judge: Callable[..., Verdict]
+
+
+def kind_of(pair: str) -> Kind:
+    """Messages, or the capture of changes."""
+    return (
+        Kind(cdc_stage, CdcLoop, check_cdc) if pair in CDC_PAIRS else Kind(make_stage, Loop, check)
+    )
+
+
+def cdc_stage(pair: str, folder: Path) -> CdcStage:
+    """A fresh stage for a pair of change capture. Raises ServersMissingError."""
+    return make_cdc_stage(
+        pair, folder, postgres=_server("POSTGRES") if pair == CDC_POSTGRES else ""
+    )
+
+
 def run_pair(pair: str, orders: Orders, place: Place, *, name: str = "") -> Result:
     """One run of the kill loop on a pair. Never raises for what the run finds."""
-    stage = make_stage(pair, place.folder)
+    kind = kind_of(pair)
+    stage = kind.make(pair, place.folder)
     tally, verdict = Tally(), Verdict()
     loop = None
     try:
-        loop = Loop(stage, orders, source=place.source, quiet=place.quiet)
+        loop = kind.loop(stage, orders, source=place.source, quiet=place.quiet)
         tally = loop.tally
         loop.run()
-        verdict = check(stage, batch_max=BATCH_MAX)
+        verdict = kind.judge(stage, batch_max=BATCH_MAX)
     except Exception as error:  # a run that broke off is a red row, with what it saw until then
         tally.troubles.append(f"broke off: {type(error).__name__}: {error}"[:1500])
         if not place.quiet:
             traceback.print_exc()
         try:
-            verdict = check(stage, batch_max=BATCH_MAX)
+            verdict = kind.judge(stage, batch_max=BATCH_MAX)
         except Exception as second:
             tally.troubles.append(f"could not be judged: {second}"[:300])
     result = report.make(
@@ -156,7 +185,9 @@ def describe(tally: Tally, orders: Orders, verdict: Verdict) -> str:
 def orders_for(pair: str, kills: int, seed: int, *, minutes: float) -> Orders:
     """The usual orders of a pair's row; a database of one writer gets fewer of them."""
     slow = min(20, max(1, kills // 10))
-    few = pair == PAIRS[0]
+    few = pair in (PAIRS[0], CDC_SQLITE)
+    if pair in CDC_PAIRS:
+        return cdc_orders(kills, seed, slow_kills=slow, minutes=minutes, writers=1 if few else 2)
     return Orders(
         kills,
         seed,
@@ -167,8 +198,15 @@ def orders_for(pair: str, kills: int, seed: int, *, minutes: float) -> Orders:
     )
 
 
+def cdc_orders(kills: int, seed: int, **more: Any) -> Orders:
+    """Two readers and a carrier, a writer, and an operator who asks for snapshots."""
+    given = {"points": CDC_AND_ON, "workers": 3, "meddle": True, **more}
+    return Orders(kills, seed, **given)
+
+
 __all__ = [
     "BATCH_MAX",
+    "CDC_PAIRS",
     "FURTHER_PAIRS",
     "PAIRS",
     "SOURCE",

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import shutil
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.crash import batch, gtx
+from tests.crash.cdc_faults import cdc_scenes
+from tests.crash.cdc_stage import CDC_PAIRS, CDC_SQLITE
+from tests.crash.defer import defer_rows
 from tests.crash.faults import UNFENCED, scenes
-from tests.crash.loop import SHORT, Orders
+from tests.crash.orders import SHORT, Orders
 from tests.crash.pairs import PAIRS, Place, run_pair
 from tests.crash.report import Result
 
@@ -36,6 +40,11 @@ class Bug:
     expected: tuple[str, ...] = field(
         default=("lost", "unexpected", "order_breaks", "unexplained", UNFENCED)
     )
+
+    @property
+    def row(self) -> str:
+        """The name of its scene's row."""
+        return " ".join(dict.fromkeys(("crash", self.pair, self.scene)))
 
 
 def read_bugs() -> tuple[Bug, ...]:
@@ -73,7 +82,7 @@ def run_bug(bug: Bug, place: Place, *, seed: int) -> tuple[Result, str]:
     )
     quiet = Place(place.folder, source, quiet=True)
     if bug.scene:
-        result = scenes(seed, quiet)[f"crash {bug.pair} {bug.scene}"]()
+        result = every_scene(seed, quiet)[bug.row]()
     else:
         result = run_pair(bug.pair, orders(bug, seed), quiet, name=f"planted {bug.name}")
     shutil.rmtree(source.parent, ignore_errors=True)  # made anew by every run
@@ -81,13 +90,21 @@ def run_bug(bug: Bug, place: Place, *, seed: int) -> tuple[Result, str]:
     return result, found[0] if found else ""
 
 
+def every_scene(seed: int, place: Place) -> dict[str, Callable[[], Result]]:
+    """The rows that are no kill loop, by name."""
+    found = scenes(seed, place) | cdc_scenes(seed, place) | gtx.scenes(seed, place, kills=KILLS)
+    found |= batch.scenes(seed, place, kills=KILLS)
+    return found | defer_rows(KILLS, seed, place)
+
+
 def orders(bug: Bug, seed: int) -> Orders:
     """Small, at the bug's own failpoints."""
-    few = bug.pair == SQLITE
+    few, captures = bug.pair in (SQLITE, CDC_SQLITE), bug.pair in CDC_PAIRS
     return Orders(
-        bug.kills, seed, slow_kills=0, workers=2, minutes=MINUTES, points=bug.points,
-        writers=1 if few else 2,
-        lease=SHORT, settle_seconds=25.0, meddle=bug.meddle, least_messages=900,
+        bug.kills, seed, slow_kills=0, workers=3 if captures else 2, minutes=MINUTES,
+        points=bug.points, writers=1 if few else 2, lease=SHORT,
+        settle_seconds=60.0 if captures else 25.0,
+        meddle=bug.meddle or captures, least_messages=900,
     )  # fmt: skip
 
 
@@ -96,8 +113,8 @@ def controls(bugs: Sequence[Bug], seed: int, place: Place) -> Iterator[Result]:
     quiet = Place(place.folder, place.source, quiet=True)
     for pair in dict.fromkeys(bug.pair for bug in bugs if not bug.scene):
         yield control(pair, seed, place, bugs)
-    for name in dict.fromkeys(f"crash {bug.pair} {bug.scene}" for bug in bugs if bug.scene):
-        yield scenes(seed, quiet)[name]()
+    for name in dict.fromkeys(bug.row for bug in bugs if bug.scene):
+        yield every_scene(seed, quiet)[name]()
 
 
 def control(pair: str, seed: int, place: Place, bugs: Sequence[Bug] = BUGS) -> Result:

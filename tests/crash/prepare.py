@@ -14,11 +14,12 @@ def main(config: dict[str, Any]) -> int:
     gateway = Gateway(f"{config['folder']}/gateway.jsonl", config["database"])
     app = make_app(config, broker=config["broker"], gateway=gateway)
     Schema(app.database, app.name).upgrade()
-    asyncio.run(_declare(app))
+    asyncio.run(declare(app))
     return 0
 
 
-async def _declare(app: Any) -> None:
+async def declare(app: Any) -> None:
+    """Declare topics and groups at the broker."""
     broker = app.make_broker()
     await broker.start()
     try:

@@ -68,7 +68,7 @@ async def _serve(config: dict[str, Any], watch: Watch, plans: list[Any]) -> None
         ),
         gateway=gateway,
     )
-    app.hooks.add(lambda fact: _heard(fact, watch))
+    app.hooks.add(lambda fact: heard(fact, watch))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
@@ -96,7 +96,8 @@ def _tell_moves(watch: Watch) -> None:
         setattr(Reader, name, told(getattr(Reader, name)))
 
 
-def _heard(fact: Fact, watch: Watch) -> None:
+def heard(fact: Fact, watch: Watch) -> None:
+    """Write down what becomes of leases."""
     if isinstance(fact, LeaseLost):
         watch.journal.append("lost", names=list(fact.names)[:3])
     elif isinstance(fact, LeaseTaken):

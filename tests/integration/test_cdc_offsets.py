@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from duly import App
-from duly.cdc.lease import StreamLease
 from duly.cdc.offsets import (
     Offset,
     SnapshotState,
@@ -22,6 +21,7 @@ from duly.cdc.offsets import (
 )
 from duly.errors import StaleLeaseError
 from duly.ports import Connection
+from duly.runtime.role_lease import RoleLease
 
 
 @pytest.fixture(params=["sqlite", "postgres", "mariadb"])
@@ -40,7 +40,7 @@ def connection(app: App) -> Iterator[Connection]:
 
 
 async def test_a_row_moves_under_the_newest_token_only(app: App, connection: Connection) -> None:
-    lease = StreamLease("shop", database=app.database, clock=app.clock, ttl_seconds=30)
+    lease = RoleLease("cdc/shop", database=app.database, clock=app.clock, ttl_seconds=30)
     assert connection.run(read("shop")) == Offset()
     assert await lease.take()
     first = connection.run(claim("shop", lease.values()))
@@ -65,7 +65,7 @@ async def test_a_row_moves_under_the_newest_token_only(app: App, connection: Con
 
 async def test_only_the_holder_of_the_lease_may_claim(app: App, connection: Connection) -> None:
     holder, other = (
-        StreamLease("shop", database=app.database, clock=app.clock, ttl_seconds=30)
+        RoleLease("cdc/shop", database=app.database, clock=app.clock, ttl_seconds=30)
         for _ in range(2)
     )
     assert await holder.take()

@@ -15,7 +15,10 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
+
+from msgspec import structs
 
 from duly.cdc.intake import Intake, Item, position_of, weight_of
 from duly.cdc.offsets import Offset, Request, SnapshotState, State, Trouble, move, requests
@@ -29,8 +32,9 @@ from duly.kernel.rules import RuleFailedError
 from duly.observe.facts import Captured, CaptureStopped
 from duly.observe.hooks import Hooks
 from duly.outbox.publish import MessageOutlet
-from duly.ports import ChangeSource, ChangeStream, Clock, Pending, Statement, Steps
+from duly.ports import Clock, Pending, Statement, Steps
 from duly.runtime.connection import ConnectionThread
+from duly.sources import ChangeSource, ChangeStream
 
 __all__ = ["Follower", "Pace"]
 
@@ -156,7 +160,21 @@ class Follower:
     async def _read(self, stream: ChangeStream) -> None:
         async for item in stream.items():
             failpoints.hit(failpoints.CDC_READ)
-            await self._intake.put(item)
+            await self._intake.put(self._of_run(item))
+
+    def _of_run(self, item: Item) -> Item:
+        """A chunk of a snapshot that was asked for, under ids of its own: where nothing changed
+        since the last one, its rows would else be dropped as those of that one.
+        """
+        if not isinstance(item, SnapshotChunk):
+            return item
+        snapshot = self._offset.state.tables.get(self._naming.of(item.table))
+        if snapshot is None or not snapshot.run:
+            return item
+        rows = [
+            structs.replace(row, position=f"{row.position}.{snapshot.run}") for row in item.rows
+        ]
+        return replace(item, rows=rows)
 
     async def _write_all(
         self, stream: ChangeStream, reading: asyncio.Task[None], stopping: asyncio.Event
@@ -221,6 +239,7 @@ class Follower:
             for piece in self._evaluator.pieces(item):
                 counted.append(len(piece))
                 yield from self._outlet.write(piece)
+                failpoints.hit(failpoints.CDC_WRITTEN)
 
         state = self._state_after([item])
         try:
@@ -238,6 +257,7 @@ class Follower:
         def writes() -> Steps[None]:
             for batch in batches:
                 yield from self._outlet.write(batch)
+                failpoints.hit(failpoints.CDC_WRITTEN)
 
         await self._store_with(writes, position=position, state=state)
 
@@ -266,6 +286,7 @@ class Follower:
         failpoints.hit(failpoints.CDC_CONFIRMED)
         for item in items:
             if isinstance(item, SnapshotChunk):
+                failpoints.hit(failpoints.CDC_CHUNK_STORED)
                 item.release()
                 if item.done and self._naming.of(item.table) == self._active:
                     self._active = ""
@@ -285,7 +306,9 @@ class Follower:
         for item in items:
             if isinstance(item, SnapshotChunk) and (table := self._naming.of(item.table)):
                 cursor = item.cursor if item.resumable else ""
-                state = state.with_table(table, SnapshotState(cursor, item.done))
+                before = state.tables.get(table, SnapshotState())
+                snapshot = structs.replace(before, cursor=cursor, done=item.done)
+                state = state.with_table(table, snapshot)
         return state
 
     # --- what goes wrong in a rule ----------------------------------------------------------------
@@ -321,7 +344,8 @@ class Follower:
             if request.verb == "snapshot" and request.mark not in self._served:
                 state = self._offset.state
                 if request.argument in self._tables and request.argument != self._active:
-                    state = state.with_table(request.argument, SnapshotState())
+                    run = sha256(request.mark.encode()).hexdigest()[:8]
+                    state = state.with_table(request.argument, SnapshotState(run=run))
                 here = self._unstored.position or self._offset.position
                 await self._store_with(_nothing, position=here, state=state, note=request.name)
                 self._served.add(request.mark)

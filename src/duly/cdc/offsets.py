@@ -35,10 +35,13 @@ Verb = Literal["snapshot", "skip"]
 
 
 class SnapshotState(msgspec.Struct, frozen=True):
-    """How far the snapshot of one table is. cursor: go on behind it."""
+    """How far the snapshot of one table is. cursor: go on behind it. run: tells it from another one
+    at the same place, so that its rows have ids of their own; empty for the first.
+    """
 
     cursor: str = ""
     done: bool = False
+    run: str = ""
 
 
 class Trouble(msgspec.Struct, frozen=True):

@@ -20,7 +20,8 @@ from duly.observe.hooks import Hooks
 from duly.outbox.operator import By, check_by
 from duly.outbox.verbs import Change as Acting
 from duly.outbox.verbs import audit
-from duly.ports import ChangeSource, Database, SourceStatus, Statement, Steps
+from duly.ports import Database, Statement, Steps
+from duly.sources import ChangeSource, SourceStatus
 
 __all__ = ["SnapshotLine", "StreamLine", "StreamStatus", "Streams"]
 

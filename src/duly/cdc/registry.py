@@ -19,7 +19,8 @@ from duly.errors import ConfigurationError, NotFoundError
 from duly.kernel.changes import Change
 from duly.kernel.names import check_name, check_sql_name
 from duly.kernel.rules import Naming, Rule, masked
-from duly.ports import ChangeFeatures, Finding, Severity, TableSpec
+from duly.ports import Finding, Severity
+from duly.sources import ChangeFeatures, TableSpec
 
 __all__ = ["RuleOptions", "RuleRegistry", "StreamRules"]
 

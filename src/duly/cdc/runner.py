@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from duly.cdc.follower import Follower, Pace
-from duly.cdc.lease import StreamLease
 from duly.cdc.offsets import Offset, Request, Trouble, claim, move, read, requests
 from duly.cdc.registry import StreamRules
 from duly.errors import (
@@ -29,13 +28,16 @@ from duly.errors import (
     RetryableError,
     StaleLeaseError,
 )
+from duly.kernel import failpoints
 from duly.kernel.backoff import Retry
 from duly.observe.facts import CaptureLagged, CaptureStopped
 from duly.observe.health import Health
 from duly.observe.hooks import Hooks
 from duly.outbox.publish import MessageOutlet
-from duly.ports import ChangeSource, Clock, Database, Steps
+from duly.ports import Clock, Database, Steps
 from duly.runtime.connection import ConnectionThread
+from duly.runtime.role_lease import RoleLease
+from duly.sources import ChangeSource
 
 __all__ = ["StreamContext", "StreamRole"]
 
@@ -70,8 +72,8 @@ class StreamRole:
         self._rules, self._context = rules, context
         self._stopping = asyncio.Event()
         self._label = f"stream {rules.name}"
-        self._lease = StreamLease(
-            rules.name,
+        self._lease = RoleLease(
+            f"cdc/{rules.name}",
             database=context.database,
             clock=context.clock,
             ttl_seconds=context.ttl_seconds,
@@ -148,6 +150,7 @@ class StreamRole:
             return False
         self._waits = False
         offset = await self._connection.run(self._claim)
+        failpoints.hit(failpoints.CDC_CLAIMED)
         source = self._context.make_source(self._rules)
         follower = self._follower = Follower(
             self._rules,

@@ -8,9 +8,10 @@ auto mode::
         def target(self, my_database):
             return Target(make=lambda reader: MyChanges(my_database.url, reader=reader), ...)
 
-The invariant: every promise of ``duly.ports.ChangeSource`` is tried on the real database by writers
-that know nothing of it, and the rows that a follower ends with are those of the table.  What is
-declared in ``ChangeFeatures`` is shown to hold and what is not declared is shown to be absent.
+The invariant: every promise of ``duly.sources.ChangeSource`` is tried on the real database by
+writers that know nothing of it, and the rows that a follower ends with are those of the table.
+What is declared in ``ChangeFeatures`` is shown to hold and what is not declared is shown to be
+absent.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from duly.errors import (
     StaleLeaseError,
 )
 from duly.kernel.changes import ABSENT, Change
-from duly.ports import ChangeSource, TableSpec
+from duly.sources import ChangeSource, TableSpec
 from duly.testing.change_target import State, Target, following, state_of
 
 __all__ = ["ChangeConformance", "Target"]

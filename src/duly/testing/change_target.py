@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from duly.kernel.changes import ABSENT, Change, SnapshotChunk, Transaction
-from duly.ports import ChangeFeatures, ChangeSource, ChangeStream, TableSpec
+from duly.sources import ChangeFeatures, ChangeSource, ChangeStream, TableSpec
 
 __all__ = ["FOLLOW_SECONDS", "Follower", "State", "Target", "apply", "following", "state_of"]
 

@@ -12,7 +12,8 @@ from msgspec import structs
 
 from duly.errors import DatabaseUnavailableError, GapError, StaleLeaseError
 from duly.kernel.changes import Change, Intent, SnapshotChunk, Transaction
-from duly.ports import ChangeFeatures, Finding, SourceStatus, TableSpec
+from duly.ports import Finding
+from duly.sources import ChangeFeatures, SourceStatus, TableSpec
 
 EVERYTHING = ChangeFeatures(True, True, True, True, True, True)
 CHUNK = 2

@@ -6,7 +6,8 @@ import pytest
 
 from duly.cdc.registry import RuleRegistry
 from duly.errors import ConfigurationError, InvalidNameError, NotFoundError
-from duly.ports import ChangeFeatures, Severity, TableSpec
+from duly.ports import Severity
+from duly.sources import ChangeFeatures, TableSpec
 from duly.testing.changes import updated
 
 

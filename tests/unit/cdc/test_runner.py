@@ -376,6 +376,19 @@ async def test_a_person_asks_for_a_snapshot_of_a_running_stream(world: World) ->
     assert world.rows("SELECT name FROM duly_meta WHERE name LIKE 'cdc/%'") == []
 
 
+async def test_snapshots_of_a_quiet_table_have_ids_of_their_own(world: World) -> None:
+    snapshot_rule(world)
+    world.source.rows["orders"] = [{"id": n} for n in range(3)]
+    async with world.running():
+        for asked in range(3):
+            await until(lambda: len(world.rows()) == 3 * (asked + 1))  # noqa: B023  # asked now
+            await until(lambda: world.offset().state.tables["orders"].done)
+            if asked < 2:
+                world.app.streams().snapshot("orders", by=ME)
+    ids = {row["message_id"] for row in world.rows()}
+    assert len(ids) == 9  # else consumers would drop the later ones as handled before
+
+
 # --- the way of a result into the outbox ----------------------------------------------------------
 async def test_keys_headers_commands_and_whole_transactions(world: World) -> None:
     @world.app.cdc(table="logins", before=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.crash.checker import Verdict, _Deliveries, _duplicates
+from tests.crash.checker import Deliveries, Verdict, duplicates
 from tests.crash.stage import Stage
 
 DEATH = 100.0
@@ -39,7 +39,7 @@ def judged(
         text = "".join(json.dumps(one) + "\n" for one in lines)
         (folder / f"{name}.jsonl").write_text(text)
     verdict = Verdict()
-    _duplicates(verdict, _Deliveries(Stage(folder, "postgres", "", "kafka://x")), batch_max=1)
+    duplicates(verdict, Deliveries(Stage(folder, "postgres", "", "kafka://x")), batch_max=1)
     return verdict.duplicated, verdict.unexplained
 
 

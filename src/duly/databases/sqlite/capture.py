@@ -21,7 +21,7 @@ from uuid import uuid4
 from duly.databases.sqlite.table import Table, quoted, read_table
 from duly.databases.sqlite.triggers import Shape, make_triggers, trigger_names
 from duly.errors import ConfigurationError
-from duly.ports import TableSpec
+from duly.sources import TableSpec
 
 __all__ = [
     "BEGIN",

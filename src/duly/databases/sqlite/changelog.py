@@ -23,7 +23,7 @@ from duly.databases.sqlite.capture import BEGIN, COMMIT, GAP, INTENT, MARK, shap
 from duly.databases.sqlite.triggers import CREATE, DELETE, Shape
 from duly.errors import ConfigurationError, GapError, UndecodableError
 from duly.kernel.changes import ABSENT, Change, Intent, Op, Transaction
-from duly.ports import TableSpec
+from duly.sources import TableSpec
 
 __all__ = ["Log", "Wanted", "connect", "number_of", "position_of"]
 

@@ -36,7 +36,8 @@ from duly.databases.sqlite.table import read_table
 from duly.errors import ConfigurationError, DatabaseUnavailableError, DulyError
 from duly.kernel.changes import SnapshotChunk, Transaction
 from duly.kernel.names import check_name
-from duly.ports import ChangeFeatures, Clock, Finding, Severity, SourceStatus, TableSpec
+from duly.ports import Clock, Finding, Severity
+from duly.sources import ChangeFeatures, SourceStatus, TableSpec
 
 __all__ = ["SqliteChanges", "SqliteStream"]
 

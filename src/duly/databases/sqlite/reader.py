@@ -44,8 +44,10 @@ from duly.errors import (
     StaleLeaseError,
     TransactionConflictError,
 )
+from duly.kernel import failpoints
 from duly.kernel.changes import SnapshotChunk, Transaction
-from duly.ports import Clock, TableSpec
+from duly.ports import Clock
+from duly.sources import TableSpec
 
 __all__ = ["Access", "Reader", "Who"]
 
@@ -184,8 +186,10 @@ class Reader:
         if self._snapshots and self._held is None:
             snapshot = self._snapshots[0]
             table = self._tables[snapshot.wanted.spec.name.lower()]
+            failpoints.hit(failpoints.CDC_CHUNK_MARKED)
             chunk = snapshot.read(self._db, table, Place(self._source, end, self._verified))
             self._held = (end, chunk)
+            failpoints.hit(failpoints.CDC_CHUNK_READ)
         found: list[Item] = [*self._log.read(self._db, self._held[0] if self._held else end)]
         reached = self._log.position
         if self._held and self._held[0] == reached:
