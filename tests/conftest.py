@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import urllib.error
 import urllib.request
 from base64 import b64encode
@@ -33,6 +34,7 @@ from tools.services import (
     start_private_postgres,
     start_private_rabbitmq,
     start_private_redis,
+    start_private_sshd,
 )
 
 load_environment()
@@ -142,6 +144,19 @@ def redis_url() -> Iterator[str]:
         with redis.Redis.from_url(server, socket_timeout=10) as client:
             for key in client.scan_iter(match=f"{prefix}*", count=1000):
                 client.delete(key)
+
+
+@pytest.fixture
+def sftp_url() -> Iterator[str]:
+    """A fresh folder of an OpenSSH server of this machine, emptied and removed after the test."""
+    server = server_url("DULY_TEST_SFTP")
+    folder = Path(urlsplit(server).path) / f"t{uuid4().hex[:16]}"
+    folder.mkdir()
+    folder.chmod(0o777)  # the server runs as another user
+    try:
+        yield urlsplit(server)._replace(path=str(folder)).geturl()
+    finally:
+        shutil.rmtree(folder)
 
 
 def rabbitmq_api(method: str, path: str, body: bytes | None = None) -> bytes:
@@ -308,6 +323,17 @@ def private_mariadb() -> Iterator[PrivateServer]:
     """A MariaDB of this module's own, to be killed and restarted."""
     try:
         server = start_private_mariadb()
+    except ServerMissingError as error:
+        unavailable(str(error))
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def private_sshd() -> Iterator[PrivateServer]:
+    """An SSH server of this module's own, to be killed and restarted."""
+    try:
+        server = start_private_sshd()
     except ServerMissingError as error:
         unavailable(str(error))
     with server:

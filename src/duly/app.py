@@ -13,10 +13,10 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
-from duly.adapters import make_broker, make_change_source, make_database
-from duly.cdc.registry import RuleOptions, RuleRegistry, StreamRules
+from duly.adapters import make_broker, make_database
 from duly.config import Settings, load
 from duly.errors import ConfigurationError
+from duly.features import Features
 from duly.frameworks import join_of
 from duly.inbox.handlers import HandlerOptions, HandlerRegistry
 from duly.kernel.backoff import Retry
@@ -31,12 +31,11 @@ from duly.outbox.after_commit import Policy
 from duly.outbox.publish import UNKEYED, MessageOutlet
 from duly.outbox.publisher import Publisher
 from duly.outbox.routes import Route, Routes
-from duly.ports import Broker, ChangeSource, Clock, Database, Finding
+from duly.ports import Broker, Clock, Database, Finding
 from duly.runtime.clock import SystemClock
 from duly.wire.urls import redact
 
 if TYPE_CHECKING:
-    from duly.cdc.operator import Streams
     from duly.outbox.operator import Operator
     from duly.outbox.unstored import UnstoredSender
     from duly.running import Running
@@ -58,7 +57,7 @@ class _Wiring:
     publisher: Publisher
 
 
-class App:
+class App(Features):
     """One application: its messages, handlers, database and broker.
 
     name: of the application; its tables are claimed under it. database: a URL, a SQLAlchemy Engine
@@ -87,7 +86,6 @@ class App:
         self.routes = Routes()
         self.registry = Registry()
         self.handlers = HandlerRegistry(self.registry)
-        self.captures = RuleRegistry(name)
         self._given: dict[str, Any] = {
             "database": database,
             "broker": broker,
@@ -282,6 +280,8 @@ class App:
         **rest: Any,
     ) -> str:
         publisher = self._wired().publisher
+        if rest["key"] is not UNKEYED and "global_transactions" in vars(self):
+            self.global_transactions.refuse_keyed(target)
         if outbox:
             if policy is not None:
                 raise ConfigurationError(
@@ -309,59 +309,10 @@ class App:
         """Register the one handler of a command; options and promises as ``on``."""
         return self.handlers.handle(command_type, **options)
 
-    # --- changes of other people's data ---
-    def cdc(self, **options: Unpack[RuleOptions]) -> Callable[[F], F]:
-        """Register a rule: a generator function of one ``Change`` (or of one ``Transaction``) that
-        yields events and commands; options as in ``RuleOptions``.
-
-        What it yields is keyed by the row's key; ``Emit(message, key=..., headers=...)`` says
-        otherwise. Guarantee: each committed change reaches the rule, and what the rule makes of a
-        transaction is stored exactly once, with ids that a replay repeats. On failure: the stream
-        waits at that transaction and tries again. Raises ConfigurationError, InvalidNameError.
-        """
-        return self.captures.rule(**options)
-
-    def source(self, name: str, url: str | None = None) -> None:
-        """Declare a database whose changes rules are about: ``@app.cdc(source=name)``.
-
-        name: of the stream, and of what the reader makes there (slot, triggers); lower case
-        letters, digits and "_". url: None for the App's own database. Raises InvalidNameError,
-        ConfigurationError (declared before, differently).
-        """
-        self.captures.source(name, url)
-
-    def make_change_source(self, stream: StreamRules) -> ChangeSource:
-        """The source of a stream. Raises ConfigurationError, MissingExtraError."""
-        return make_change_source(self._source_url(stream), reader=stream.name, clock=self.clock)
-
-    def _source_url(self, stream: StreamRules) -> str:
-        if stream.url is not None:
-            return stream.url
-        given = self.given_database
-        if given is None or isinstance(given, str):
-            return given or self.settings.database
-        url = getattr(given, "url", None)
-        if url is None:
-            text = f"{type(given).__qualname__} tells no URL; declare app.source({stream.name!r})"
-            raise ConfigurationError(text, code="CDC_SOURCE")
-        return url if isinstance(url, str) else str(url.render_as_string(hide_password=False))
-
-    def streams(self) -> Streams:
-        """The operator's verbs on this App's streams of changes."""
-        from duly.cdc.operator import Streams
-
-        return Streams(
-            self.captures,
-            database=self.database,
-            hooks=self.hooks,
-            make_source=self.make_change_source,
-            shown_url=lambda stream: redact(self._source_url(stream)),
-        )
-
     # --- running ---
     @asynccontextmanager
     async def running(self, roles: Collection[str] | None = None) -> AsyncIterator[Running]:
-        """Run roles (relay, consumer, cdc, upkeep; all by default) inside the block.
+        """Run roles (relay, consumer, cdc, batch, upkeep; all by default) inside the block.
 
         Guarantee: what was under way at the end is finished or found again. Raises
         ConfigurationError, UnsafeSettingError (from ``check``), SchemaError.
@@ -377,6 +328,7 @@ class App:
             yield running
         finally:
             try:
+                await self._end_tasks()
                 await running.close()
             finally:
                 self._running = None
@@ -456,10 +408,16 @@ class App:
         return Schema(self.database, self.name).upgrade()
 
     def close(self) -> None:
-        """Close what this object opened: engines of its own and the sender of unstored messages."""
+        """Drain the background, then close what this object opened: engines of its own and the
+        sender of unstored messages.
+        """
+        if "tasks" in vars(self):
+            self.tasks.drain()
         if self._sender is not None:
             self._sender.close()
             self._sender = None
+        if "global_transactions" in vars(self):
+            self.global_transactions.close()
         if self._wiring is not None:
             self._wiring.database.close()
             self._wiring = None

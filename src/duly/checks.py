@@ -43,7 +43,12 @@ _ORDER = {Severity.RED: 0, Severity.WEAK: 1, Severity.GREEN: 2}
 
 def check_code(app: App) -> list[Finding]:
     """Handlers, rules and message types."""
-    return [*app.handlers.check(), *app.captures.check(), *_async_beside_a_framework(app)]
+    return [
+        *app.handlers.check(),
+        *app.captures.check(),
+        *app.jobs.check(),
+        *_async_beside_a_framework(app),
+    ]
 
 
 def _async_beside_a_framework(app: App) -> Iterator[Finding]:
@@ -52,7 +57,7 @@ def _async_beside_a_framework(app: App) -> Iterator[Finding]:
         return
     for group in app.handlers.groups:
         for handler in app.handlers.of_group(group):
-            if handler.is_async:
+            if handler.is_async and group != f"{app.name}.background":  # stored calls promise none
                 text = f"{handler.label} is async: what it does by the framework's ORM is committed"
                 yield Finding(
                     "ASYNC_BESIDE_ORM",
@@ -114,7 +119,7 @@ def check_all(app: App) -> list[Finding]:
     refuse_event_loop("app.check()", "await asyncio.to_thread(app.check)")
     found = check_code(app)
     try:
-        found += check_database(app)
+        found += [*check_database(app), *app.global_transactions.inspect()]
     except RetryableError as error:
         found.append(_unreachable("DATABASE_UNREACHABLE", error))
     found += _streams(app)

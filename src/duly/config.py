@@ -10,9 +10,7 @@ at import.
 
 from __future__ import annotations
 
-import difflib
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -34,6 +32,7 @@ _NOT_OURS = "DULY_TEST_"  # where test servers are; never a setting
 _APP = "app"  # which App the command line works on: stands beside the settings, is none of them
 _FILE_BYTES_MAX = 1_000_000
 _URL_CHARACTERS_MAX = 2_000
+_PATH_CHARACTERS_MAX = 1_000
 
 
 class Key(NamedTuple):
@@ -105,6 +104,15 @@ def _sql_name(value: Any) -> str:
     return check_sql_name(value, "table prefix")
 
 
+def _path(value: object) -> str:
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str) or not 0 < len(text) <= _PATH_CHARACTERS_MAX:
+        raise ValueError("must be the path of a folder")
+    if not text.isprintable():
+        raise ValueError("must be the path of a folder, without control characters")
+    return text
+
+
 def _reasons(value: object) -> Mapping[str, str]:
     pairs = list(value.items()) if isinstance(value, Mapping) else [("", "")]
     if all(isinstance(text, str) and text.strip() for pair in pairs for text in pair):
@@ -120,6 +128,7 @@ class _Kind(NamedTuple):
 _URL = _Kind("url", _url)
 _OPTIONAL_URL = _Kind("url", _optional_url)
 _NAME = _Kind("name", _sql_name)
+_PATH = _Kind("path", _path)
 _DURATION = _Kind("duration", _duration)
 _FLAG = _Kind("flag", _flag)
 _REASONS = _Kind("reasons", _reasons)
@@ -178,6 +187,16 @@ class Settings:
     )
     lock_timeout: float = _key(_DURATION, "5s", "how long a statement of ours waits for a lock")
     drain_timeout: float = _key(_DURATION, "30s", "how long a stop waits for work in hand")
+    batch_spool: str = _key(
+        _PATH, "duly-spool", "the folder of the files of batch runs; shared where hosts take over"
+    )
+    batch_runs: int = _key(_number(64), 2, "how many batch runs this process works on at once")
+    batch_keep: float = _key(
+        _DURATION, "7d", "how long the files of batch runs that ended are kept, to send them again"
+    )
+    transaction_warning: float = _key(
+        _DURATION, "1s", "how long a transaction may be open around a call before that is told"
+    )
     dedupe_window: float = _key(
         _DURATION,
         "7d",
@@ -254,7 +273,9 @@ def _take(
     known = {f.name: f.metadata for f in fields(Settings)}
     if name not in known:
         wanted = name.lower().replace("-", "_")[:100]
-        near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.0)
+        from difflib import get_close_matches
+
+        near = get_close_matches(wanted, known, n=1, cutoff=0.0)
         problems.append(f"{ascii(shown)[1:-1][:140]} is not a setting; the nearest is {near[0]}")
     elif name == "allow_unsafe" and not shown.startswith("argument"):
         problems.append(f"{shown}: allow_unsafe may only stand in the code, where it is reviewed")
@@ -288,6 +309,8 @@ def _from_file(path: str | os.PathLike[str] | None) -> dict[str, Any]:
         raise ConfigurationError(f"{place} cannot be read: {error.strerror}") from error
     if len(content) > _FILE_BYTES_MAX:
         raise ConfigurationError(f"{place} is larger than {_FILE_BYTES_MAX} bytes")
+    import tomllib
+
     try:
         return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -6,11 +6,18 @@
     |   |-- MissingExtraError         ... a driver is not installed
     |   |-- SchemaError               ... the tables are missing, older or someone else's
     |   |-- NotInTransactionError     ... publish was called where nothing would commit it
-    |   `-- NotObservableError        ... the tables kept do not show it
+    |   |-- HostKeyError              ... a server is not known to be the one that is meant
+    |   |-- NotObservableError        ... the tables kept do not show it
+    |   `-- CrossesThreadsError       ... a session or connection would be used by two threads
     |-- RetryableError            the same call may succeed later
     |   |-- DatabaseUnavailableError
     |   |-- BrokerUnavailableError
-    |   `-- TransactionConflictError  ... deadlock, lock timeout, serialization failure
+    |   |-- CallRefusedError          ... its breaker is open, or its places are taken
+    |   |-- PeerUnavailableError      ... it could not be reached, or is too busy
+    |   |-- FileTargetUnavailableError
+    |   |-- TransactionConflictError  ... deadlock, lock timeout, serialization failure
+    |   |-- BackgroundFullError       ... the pool has no place
+    |   `-- BackgroundClosedError     ... the pool drains
     |-- PermanentError            the same call will never succeed
     |   |-- NotSerializableError
     |   |-- UndecodableError
@@ -22,14 +29,18 @@
     |   |-- EffectInsideTransactionError
     |   |-- EffectArgumentsChangedError
     |   |-- TransactionMisuseError
+    |   |-- FileTargetError           ... a place of delivery does not take the file
     |   |-- AbsentValueError          ... the source's log did not carry it
     |   `-- BatchError                ... a batch handler names its culprits
     |-- OutcomeUnknownError       it may have happened: ask, repeat with the same key, or hold
+    |   `-- BackgroundTimeoutError    ... a call in the background is past its timeout
+    |   `-- CallDeadlineError         ... cut off at its deadline
     |-- StaleLeaseError           somebody else owns it now: drop what you hold
     |-- GapError                  history was lost: a person decides
     `-- OperatorError             an operator's verb does not apply
         |-- NotFoundError
         `-- WrongStatusError
+            `-- RunActiveError      ... an attempt at a batch run is under way
 
 A class's docstring is its message: the first sentence says what happened, the rest what to do.
 ``code`` is stable: logs, the command line and the docs use the same word.
@@ -43,14 +54,23 @@ from typing import Any, ClassVar
 
 __all__ = [
     "AbsentValueError",
+    "BackgroundClosedError",
+    "BackgroundFullError",
+    "BackgroundTimeoutError",
     "BatchError",
     "BrokerUnavailableError",
+    "CallDeadlineError",
+    "CallRefusedError",
     "ConfigurationError",
+    "CrossesThreadsError",
     "DatabaseUnavailableError",
     "DulyError",
     "EffectArgumentsChangedError",
     "EffectInsideTransactionError",
+    "FileTargetError",
+    "FileTargetUnavailableError",
     "GapError",
+    "HostKeyError",
     "InvalidHeaderError",
     "InvalidKeyError",
     "InvalidNameError",
@@ -62,8 +82,10 @@ __all__ = [
     "OperatorError",
     "OutcomeUnknownError",
     "PayloadTooLargeError",
+    "PeerUnavailableError",
     "PermanentError",
     "RetryableError",
+    "RunActiveError",
     "SchemaError",
     "StaleLeaseError",
     "TransactionConflictError",
@@ -139,12 +161,28 @@ class NotInTransactionError(ConfigurationError):
     code = "NOT_IN_TRANSACTION"
 
 
+class HostKeyError(ConfigurationError):
+    """The server is not known to be the one that is meant, and nothing was sent. Ask its owner for
+    the fingerprint, then put the key into the known_hosts file.
+    """
+
+    code = "HOST_KEY"
+
+
 class NotObservableError(ConfigurationError):
     """This cannot be seen from the tables that are kept. Keep history, or name a group this App
     handles.
     """
 
     code = "NOT_OBSERVABLE"
+
+
+class CrossesThreadsError(ConfigurationError):
+    """A session, connection or loaded object of the caller would be used in another thread or task.
+    Pass the id, and open a session inside the function.
+    """
+
+    code = "CROSSES_THREADS"
 
 
 class RetryableError(DulyError):
@@ -169,12 +207,51 @@ class BrokerUnavailableError(RetryableError):
     code = "BROKER_UNAVAILABLE"
 
 
+class FileTargetUnavailableError(RetryableError):
+    """The place of delivery cannot be reached, or takes no bytes now. The run goes on from its last
+    checkpoint; check the server.
+    """
+
+    code = "FILE_TARGET_UNAVAILABLE"
+
+
+class CallRefusedError(RetryableError):
+    """The call was not made: its breaker is open or all its places are taken. Do without it, or try
+    again later.
+    """
+
+    code = "CALL_REFUSED"
+
+
+class PeerUnavailableError(RetryableError):
+    """The peer cannot be reached, or says that it is too busy; it has done nothing. Try again
+    later.
+    """
+
+    code = "PEER_UNAVAILABLE"
+    retry_after_seconds: float | None = None  # what the peer asked for
+
+
 class TransactionConflictError(RetryableError):
     """Another transaction was in the way and this one was rolled back. Run the whole transaction
     again.
     """
 
     code = "TRANSACTION_CONFLICT"
+
+
+class BackgroundFullError(RetryableError):
+    """The pool has no place for the call, and nothing was begun. Try again, or give it more queue,
+    or choose another on_full.
+    """
+
+    code = "BACKGROUND_FULL"
+
+
+class BackgroundClosedError(RetryableError):
+    """The pool is ending and takes nothing new. Nothing was begun."""
+
+    code = "BACKGROUND_CLOSED"
 
 
 class PermanentError(DulyError):
@@ -261,6 +338,14 @@ class TransactionMisuseError(PermanentError):
     code = "TRANSACTION_MISUSE"
 
 
+class FileTargetError(PermanentError):
+    """The place of delivery does not take this file, and what it holds was left as it is. Mend what
+    is named here, then restart the run.
+    """
+
+    code = "FILE_TARGET"
+
+
 class AbsentValueError(PermanentError):
     """The source's log did not carry this value. Test it with ``is ABSENT``, or let the source log
     whole rows (PostgreSQL: REPLICA IDENTITY FULL).
@@ -287,6 +372,22 @@ class OutcomeUnknownError(DulyError):
     """
 
     code = "OUTCOME_UNKNOWN"
+
+
+class BackgroundTimeoutError(OutcomeUnknownError):
+    """A call in the background is past its timeout. A thread cannot be ended from outside: give its
+    driver a timeout, too.
+    """
+
+    code = "BACKGROUND_TIMEOUT"
+
+
+class CallDeadlineError(OutcomeUnknownError):
+    """The call was cut off at its deadline and may have been done. Ask the peer, or repeat it with
+    the same key.
+    """
+
+    code = "CALL_DEADLINE"
 
 
 class StaleLeaseError(DulyError):
@@ -319,6 +420,25 @@ class WrongStatusError(OperatorError):
     """
 
     code = "WRONG_STATUS"
+
+
+class RunActiveError(WrongStatusError):
+    """An attempt at this run is under way. Let it end, or stop or kill it first."""
+
+    code = "RUN_ACTIVE"
+
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        code: str = "",
+        owner: str = "",
+        age_seconds: float | None = None,
+    ) -> None:
+        # owner: host and process of the attempt. age_seconds: since it was last heard of, None
+        # where nobody holds the run any more.
+        super().__init__(detail, code=code)
+        self.owner, self.age_seconds = owner, age_seconds
 
 
 def _restored(cls: type[DulyError], args: tuple[Any, ...], state: dict[str, Any]) -> DulyError:

@@ -23,14 +23,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 import msgspec
 
 from duly.message import Message
-from duly.sources import ChangeFeatures, ChangeSource, ChangeStream, SourceStatus, TableSpec
 
 __all__ = [
     "Broker",
     "BrokerFeatures",
-    "ChangeFeatures",
-    "ChangeSource",
-    "ChangeStream",
     "Clock",
     "Connection",
     "Database",
@@ -47,12 +43,10 @@ __all__ = [
     "ReportsLosses",
     "Result",
     "Severity",
-    "SourceStatus",
     "Statement",
     "Steps",
     "Subscription",
     "SubscriptionSpec",
-    "TableSpec",
     "TopicSpec",
     "TopicStatus",
 ]

@@ -18,6 +18,8 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+from duly.background.stored import FAILURE_SOURCE as BACKGROUND
+from duly.batch.runner import BatchContext, BatchRole
 from duly.cdc.registry import StreamRules
 from duly.cdc.runner import StreamContext, StreamRole
 from duly.checks import check_broker, check_code, check_stream, refuse_unsafe
@@ -32,7 +34,7 @@ from duly.outbox.relay import RelayWork
 from duly.outbox.retention import Keep, Retention
 from duly.outbox.schema import Schema
 from duly.outbox.sole import Pass, SoleRole
-from duly.outbox.unstored import FAILURE_SOURCE
+from duly.outbox.unstored import FAILURE_SOURCE as UNSTORED
 from duly.ports import (
     Broker,
     Loss,
@@ -53,9 +55,9 @@ from duly.runtime.work import LaneWork
 if TYPE_CHECKING:
     from duly.app import App
 
-__all__ = ["ROLES", "Running", "check_roles", "run_until_signal"]
+__all__ = ["ROLES", "Running", "batch_context", "check_roles", "run_until_signal"]
 
-ROLES = frozenset({"cdc", "consumer", "relay", "upkeep"})
+ROLES = frozenset({"batch", "cdc", "consumer", "relay", "upkeep"})
 SOURCE_SECONDS = 15.0
 SETTLED_SECONDS = 0.1
 SETTLED_LOOKS = 3
@@ -75,6 +77,24 @@ def check_roles(roles: Collection[str] | None) -> frozenset[str]:
     return wanted
 
 
+def batch_context(app: App) -> BatchContext:
+    """What the batch runs of an App work with."""
+    settings = app.settings
+    return BatchContext(
+        database=app.database,
+        outlet=app.outlet,
+        hooks=app.hooks,
+        clock=app.clock,
+        jobs=app.jobs,
+        folders=app.batch_folders,
+        ttl_seconds=settings.lease_ttl,
+        renew_seconds=settings.renew_every,
+        look_seconds=settings.poll_every,
+        keep_seconds=settings.batch_keep,
+        at_once=settings.batch_runs,
+    )
+
+
 class Running:
     """One start of an App. roles: which of them, see ``ROLES``."""
 
@@ -89,6 +109,7 @@ class Running:
         self._consumers: dict[str, Consumer] = {}
         self._works: list[InboxWork] = []
         self._streams: dict[str, StreamRole] = {}
+        self._batch: BatchRole | None = None
         self._declared = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._look = ConnectionThread(app.database, "look")
@@ -146,7 +167,10 @@ class Running:
         """Nothing is in memory and nothing is known to wait."""
         node_idle = self._node is None or self._node.idle
         return (
-            self._declared.is_set() and node_idle and all(c.idle for c in self._consumers.values())
+            self._declared.is_set()
+            and node_idle
+            and (self._batch is None or self._batch.idle)
+            and all(c.idle for c in self._consumers.values())
         )
 
     async def settled(self) -> None:
@@ -251,10 +275,18 @@ class Running:
             self._supervisor.add(f"consume {group}", partial(self._make_consumer, group))
         for rules in self._app.captures.streams if "cdc" in self._roles else ():
             self._supervisor.add(f"cdc {rules.name}", partial(self._make_stream, rules))
+        if "batch" in self._roles and self._app.jobs.names:
+            self._supervisor.add("batch", self._make_batch)
         self._supervisor.add("peers", self._make_peers)
         if "upkeep" in self._roles:
+            if self._app.global_transactions.wanted:
+                self._supervisor.add("global transactions", self._make_recovery)
             self._supervisor.add("retention", self._make_retention)
-            self._supervisor.add("failures", self._make_failure_retrier)
+            sources = {"failures": UNSTORED}
+            if self._app.logs_calls:
+                sources["background-failures"] = BACKGROUND
+            for name, source in sources.items():
+                self._supervisor.add(name, partial(self._make_failure_retrier, name, source))
 
     def _lost(self, loss: Loss) -> None:
         fact = HistoryLost(place=loss.place, group=loss.group, messages=loss.messages)
@@ -303,6 +335,10 @@ class Running:
         role = self._streams[rules.name] = StreamRole(rules, context)
         return role
 
+    def _make_batch(self) -> Role:
+        self._batch = BatchRole(batch_context(self._app))
+        return self._batch
+
     def _make_peers(self) -> Role:
         shown = self._app.peers
         peers = [
@@ -320,14 +356,26 @@ class Running:
 
         return self._sole("retention", work, PRUNE_EVERY_SECONDS)
 
-    def _make_failure_retrier(self) -> Role:
+    def _make_recovery(self) -> Role:
+        from duly.twophase.role import RecoveryRole
+
+        app = self._app
+        return RecoveryRole(
+            app.global_transactions.recovery(),
+            database=app.database,
+            clock=app.clock,
+            health=app.health,
+            ttl_seconds=self._settings.lease_ttl,
+        )
+
+    def _make_failure_retrier(self, name: str, source: str) -> Role:
         retrier = FailureRetrier(
-            FAILURE_SOURCE,
+            source,
             self._broker.publish,
             clock=self._app.clock,
             send_timeout_seconds=self._settings.send_timeout,
         )
-        return self._sole("failures", retrier.work, RETRY_EVERY_SECONDS)
+        return self._sole(name, retrier.work, RETRY_EVERY_SECONDS)
 
     def _sole(
         self, name: str, work: Callable[[Pass], Awaitable[bool]], every_seconds: float

@@ -17,8 +17,14 @@ from typing import Any, ForwardRef
 import click
 
 import duly
-from duly import config, errors
+from duly import calls, config, errors
 from duly.admin.cli.main import cli
+from duly.admin.web import Tokens, make_service
+from duly.background import Background, BackgroundOptions, PoolStatus, Task
+from duly.batch.registry import JobOptions
+from duly.batch.service import Batches
+from duly.calls.call import AsyncCall, Call
+from duly.calls.registry import CallOptions
 from duly.cdc.operator import Streams
 from duly.cdc.registry import RuleOptions
 from duly.inbox.effects import NotFound
@@ -28,11 +34,26 @@ from duly.outbox.operator import Operator
 from duly.outbox.publish import UNKEYED
 from duly.outbox.routes import Route
 from duly.testing.app_test import AppTest
+from duly.twophase import AsyncGlobalTransaction, GlobalTransaction
+from duly.twophase.operator import GlobalOperator
 
 __all__ = ["PAGES", "tables"]
 
 ROOT = Path(__file__).resolve().parents[2]
+OF_CALLS = sorted({*calls.__all__} - {"Ignore", "NotFound", "Retry"})  # those have a place already
 NOT_CALLED: set[type] = {
+    AsyncCall,
+    Call,
+    calls.Answer,
+    calls.Deferred,
+    calls.Reply,
+    AsyncGlobalTransaction,
+    Background,
+    Batches,
+    GlobalOperator,
+    GlobalTransaction,
+    PoolStatus,
+    Task,
     duly.AsyncTx,
     duly.Command,
     duly.Event,
@@ -175,14 +196,29 @@ def api() -> str:
     text.append("# Beside `duly`\n")
     for name, method in (("app.on", HandlerRegistry.on), ("app.handle", HandlerRegistry.handle)):
         text.append(f"## Options of `{name}`\n\n`{signature(method, name)}`\n\n{prose(method)}\n")
+    text.append(f"## Options of `app.background`\n\n{prose(BackgroundOptions)}\n")
+    text.append(f"## Options of `app.call`\n\n{prose(CallOptions)}\n")
+    text.append(f"## Options of `app.batch`\n\n{prose(JobOptions)}\n")
     text.append(f"## Options of `app.cdc`\n\n{prose(RuleOptions)}\n")
     beside: dict[str, Any] = {
+        "duly.background.Background": Background,
+        "duly.background.Task": Task,
+        "duly.background.PoolStatus": PoolStatus,
+        "duly.calls.Call": Call,
+        "duly.calls.AsyncCall": AsyncCall,
+        **{f"duly.calls.{name}": getattr(calls, name) for name in OF_CALLS},
+        "duly.batch.service.Batches": Batches,
         "duly.cdc.operator.Streams": Streams,
+        "duly.admin.web.make_service": make_service,
+        "duly.admin.web.Tokens": Tokens,
         "duly.inbox.effects.NotFound": NotFound,
         "duly.observe.health.Health": Health,
         "duly.outbox.operator.Operator": Operator,
         "duly.outbox.routes.Route": Route,
         "duly.testing.app_test.AppTest": AppTest,
+        "duly.twophase.GlobalTransaction": GlobalTransaction,
+        "duly.twophase.AsyncGlobalTransaction": AsyncGlobalTransaction,
+        "duly.twophase.operator.GlobalOperator": GlobalOperator,
     }
     for path, thing in beside.items():
         text.append(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.crash import planted
-from tests.crash.loop import CONSUME_AND_RELAY, Orders
-from tests.crash.pairs import PAIRS, SOURCE, Place, Result, run_pair
+from tests.crash.orders import CDC_POINTS, CONSUME_AND_RELAY, Orders
+from tests.crash.pairs import CDC_PAIRS, PAIRS, SOURCE, Place, Result, cdc_orders, run_pair
 
 SEED = 20_261
 SQLITE, POSTGRES = PAIRS
@@ -55,6 +55,28 @@ def test_twenty_kills_on_servers_lose_and_double_nothing(
     result = run_pair(POSTGRES, orders(20, workers=2), Place(tmp_path, quiet=True))
     _clean(result)
     assert result.row.kills >= 20
+    assert result.row.delivered >= result.row.acknowledged > 0
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("pair", CDC_PAIRS)
+def test_readers_killed_at_every_point_tell_each_change_once(
+    tmp_path: Path, postgres_url: str, pair: str
+) -> None:
+    del postgres_url  # asked for as above
+    given = cdc_orders(
+        12,
+        SEED,
+        slow_kills=0,
+        minutes=1.5,
+        points=(*CDC_POINTS, "relay.confirmed", "consume.handled"),
+        writers=1,
+        settle_seconds=40.0,
+        least_messages=200,
+    )
+    result = run_pair(pair, given, Place(tmp_path, quiet=True))
+    _clean(result)
+    assert result.row.kills >= 12
     assert result.row.delivered >= result.row.acknowledged > 0
 
 

@@ -44,6 +44,7 @@ DOCS = ROOT / "docs"
 NOT_RUN_MAX = 8
 BLOCK_SECONDS = 90
 POSTGRES_EXAMPLE = "postgresql://shop:secret@localhost/shop"
+MARIADB_EXAMPLE = "//ledger:secret@localhost/ledger"
 REDIS_EXAMPLE = "redis://shop:secret@localhost/0"
 ACTIVEMQ_EXAMPLE = "stomp://shop:secret@localhost/shop"
 KAFKA_EXAMPLE = "kafka://localhost/shop"
@@ -297,6 +298,8 @@ def shell(
     replaced = {}
     if POSTGRES_EXAMPLE in text:
         replaced[POSTGRES_EXAMPLE] = request.getfixturevalue("postgres_url")
+    if MARIADB_EXAMPLE in text:
+        replaced[MARIADB_EXAMPLE] = request.getfixturevalue("mariadb_url").removeprefix("mysql:")
     if RABBITMQ_EXAMPLE in text:
         replaced[RABBITMQ_EXAMPLE] = request.getfixturevalue("rabbitmq_url")
     if ACTIVEMQ_EXAMPLE in text:

@@ -15,8 +15,8 @@ import pytest
 
 from duly.databases.postgres.changes import PostgresChanges
 from duly.databases.sqlite.changes import SqliteChanges
-from duly.ports import ChangeFeatures
 from duly.runtime.clock import SystemClock
+from duly.sources import ChangeFeatures
 from duly.testing.change_conformance import ChangeConformance, Target
 
 REQUIRED = tomllib.loads((Path(__file__).parent / "required.toml").read_text())["changes"]

@@ -9,6 +9,7 @@ import pytest
 from duly.databases.mysql.database import MysqlDatabase
 from duly.databases.postgres.database import PostgresDatabase
 from duly.databases.sqlite.database import SqliteDatabase
+from duly.testing.branch_conformance import BranchConformance
 from duly.testing.database_conformance import DatabaseConformance
 
 
@@ -20,7 +21,7 @@ class TestSqlite(DatabaseConformance):
         made.close()
 
 
-class TestPostgres(DatabaseConformance):
+class TestPostgres(DatabaseConformance, BranchConformance):
     @pytest.fixture
     def database(self, postgres_url: str) -> Iterator[PostgresDatabase]:
         made = PostgresDatabase(postgres_url)
@@ -28,7 +29,7 @@ class TestPostgres(DatabaseConformance):
         made.close()
 
 
-class TestMariaDB(DatabaseConformance):
+class TestMariaDB(DatabaseConformance, BranchConformance):
     @pytest.fixture
     def database(self, mariadb_url: str) -> Iterator[MysqlDatabase]:
         made = MysqlDatabase(mariadb_url)

@@ -9,8 +9,8 @@ from contextlib import closing
 from pathlib import Path
 
 from duly.databases.sqlite.changes import SqliteChanges
-from duly.ports import TableSpec
 from duly.runtime.clock import SystemClock
+from duly.sources import TableSpec
 from duly.testing.change_target import State, following, state_of
 
 SPEC = TableSpec("stock", before_image=True)

@@ -11,7 +11,7 @@ from duly.databases.postgres.database import PostgresDatabase
 from duly.errors import SchemaError
 from duly.outbox.schema import Schema
 
-ADD_NOTE = (3, "note", "ALTER TABLE duly_outbox ADD COLUMN note text;")
+ADD_NOTE = (100, "note", "ALTER TABLE duly_outbox ADD COLUMN note text;")
 
 
 class WithMigrations(PostgresDatabase):
@@ -26,13 +26,13 @@ def test_a_start_without_or_with_older_tables_is_refused_with_the_hint(postgres_
     with pytest.raises(SchemaError, match="duly db upgrade") as error:
         schema.start()
     assert error.value.code == "SCHEMA_MISSING"
-    assert schema.upgrade() == ("0001_house", "0002_offset")
+    assert schema.upgrade() == ("0001_house", "0002_offset", "0003_run", "0004_global_tx")
     schema.start()
     newer = Schema(WithMigrations(postgres_url), "shop")
     with pytest.raises(SchemaError) as error:
         newer.start()
     assert error.value.code == "SCHEMA_OLDER"
-    assert newer.upgrade() == ("0003_note",)
+    assert newer.upgrade() == ("0100_note",)
     newer.start()
     schema.start()  # code N-1 on schema N
 
@@ -56,7 +56,7 @@ def test_upgrades_at_once_run_each_migration_once(postgres_url: str) -> None:
     for thread in threads:
         thread.join(40)
     assert errors == []
-    assert done.count("0003_note") == 1
+    assert done.count("0100_note") == 1
     assert Schema(WithMigrations(postgres_url), "shop").check() == []
 
 
@@ -78,7 +78,7 @@ def test_the_sql_that_is_printed_makes_the_same_tables(postgres_url: str) -> Non
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(schema.sql().encode())
     assert schema.check() == []
-    assert schema.status().current == 2
+    assert schema.status().current == 4
 
 
 def test_tables_in_another_schema_are_not_ours(postgres_url: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from duly import App
-from duly.adapters import make_broker, make_change_source, make_database
+from duly.adapters import make_broker, make_change_source, make_database, make_row_source
 from duly.brokers.embedded import EmbeddedBroker
 from duly.config import Settings
 from duly.databases.sqlite.database import SqliteDatabase
@@ -97,3 +97,24 @@ def test_sources_of_changes_by_their_scheme(tmp_path: Path, url: str, made: str)
 def test_a_database_without_a_source_of_changes_is_refused_by_name() -> None:
     with pytest.raises(ConfigurationError, match="source is known for 'mysql'"):
         make_change_source("mysql://shop@localhost/shop", reader="shop", clock=SystemClock())
+
+
+@pytest.mark.parametrize(
+    ("url", "dialect"),
+    [
+        ("sqlite:///x.db", "sqlite"),
+        ("sqlite+pysqlite:///x.db", "sqlite"),
+        ("postgresql://h/d", "postgres"),
+        ("postgresql+psycopg://h/d", "postgres"),
+        ("mariadb://h/d", "mysql"),
+    ],
+)
+def test_a_source_of_rows_is_found_by_its_scheme(url: str, dialect: str):
+    assert make_row_source(url).dialect == dialect
+
+
+@pytest.mark.parametrize("url", ["nothing://u:secret@h/d", "no url at all"])
+def test_a_source_of_rows_that_nobody_knows_is_refused(url: str):
+    with pytest.raises(ConfigurationError, match="DATABASE_URL") as caught:
+        make_row_source(url)
+    assert "secret" not in str(caught.value)

@@ -18,6 +18,7 @@ from tools.services.private import (
     start_private_postgres,
     start_private_rabbitmq,
     start_private_redis,
+    start_private_sshd,
 )
 from tools.services.processes import ServerFailedError
 
@@ -33,4 +34,5 @@ __all__ = [
     "start_private_postgres",
     "start_private_rabbitmq",
     "start_private_redis",
+    "start_private_sshd",
 ]

@@ -34,6 +34,7 @@ from tools.services import (
     processes,
     rabbitmq,
     redis,
+    sshd,
 )
 from tools.services.activemq import ActiveMQ
 from tools.services.docker import Container
@@ -45,6 +46,7 @@ from tools.services.postgres import Postgres
 from tools.services.processes import ServerFailedError
 from tools.services.rabbitmq import RabbitMQ
 from tools.services.redis import Redis
+from tools.services.sshd import Sshd
 
 __all__ = ["KINDS", "Kind", "Server", "load_environment", "start", "stop"]
 
@@ -96,6 +98,7 @@ KINDS = {
     "activemq": Kind("activemq", "DULY_TEST_ACTIVEMQ", "maven", activemq.find, False),
     "mariadb": Kind("mariadb", "DULY_TEST_MARIADB", "mariadb-server", mariadb.find),
     "redis": Kind("redis", "DULY_TEST_REDIS", "redis-server", redis.find, False),
+    "sshd": Kind("sshd", "DULY_TEST_SFTP", "openssh-server", sshd.find, False),
     "nats": Kind(  # Debian's is older than every published advisory
         "nats",
         "DULY_TEST_NATS",
@@ -113,9 +116,15 @@ MADE_BY: dict[str, Any] = {
     "activemq": ActiveMQ,
     "mariadb": MariaDB,
     "redis": Redis,
+    "sshd": Sshd,
     "nats": NATS,
 }
 CLASSES: dict[str, Any] = {cls.__name__: cls for cls in (*MADE_BY.values(), PgBouncer, Container)}
+# What goes with a URL that is given from outside.
+BESIDE = {
+    "DULY_TEST_RABBITMQ": ("DULY_TEST_RABBITMQ_API",),
+    "DULY_TEST_SFTP": ("DULY_TEST_SFTP_KEY", "DULY_TEST_SFTP_KNOWN_HOSTS"),
+}
 ENV = folders.HOME / "env"
 
 
@@ -294,7 +303,8 @@ def _advice(kind: Kind) -> str:
 
 def _write_environment(running: Mapping[str, Server]) -> None:
     values: dict[str, str] = {}
-    for name in ("DULY_TEST_RABBITMQ_API", *(kind.variable for kind in KINDS.values())):
+    given = [kind.variable for kind in KINDS.values() if os.environ.get(kind.variable)]
+    for name in (*given, *(more for variable in given for more in BESIDE.get(variable, ()))):
         if os.environ.get(name):
             values[name] = os.environ[name]
     for server in running.values():

@@ -16,6 +16,7 @@ from tools.services import (
     postgres,
     rabbitmq,
     redis,
+    sshd,
 )
 from tools.services.activemq import ActiveMQ
 from tools.services.catalogue import Server
@@ -25,6 +26,7 @@ from tools.services.nats import NATS
 from tools.services.postgres import Postgres
 from tools.services.rabbitmq import RabbitMQ
 from tools.services.redis import Redis
+from tools.services.sshd import Sshd
 
 __all__ = [
     "PrivateServer",
@@ -36,6 +38,7 @@ __all__ = [
     "start_private_postgres",
     "start_private_rabbitmq",
     "start_private_redis",
+    "start_private_sshd",
 ]
 
 
@@ -148,6 +151,14 @@ def start_private_redis(more: str = "") -> PrivateServer:
     if programs is None:
         raise ServerMissingError("redis is not on this machine; run: make services")
     return PrivateServer(Redis.create(folders.private_home("redis"), programs, more=more))
+
+
+def start_private_sshd() -> PrivateServer:
+    """Start an SSH server of the caller's own. Raises ServerMissingError, ServerFailedError."""
+    programs = sshd.find()
+    if programs is None:
+        raise ServerMissingError("sshd is not on this machine; run: make services")
+    return PrivateServer(Sshd.create(folders.private_home("sshd"), programs))
 
 
 def _container(name: str) -> Server:

@@ -295,6 +295,8 @@ def _handler(function: Any, spec: MessageType, **options: Any) -> Handler:
         raise ConfigurationError(f"{_shown(function)}: dedupe must be a function of the message")
     if retry is not None and not isinstance(retry, Retry):
         raise ConfigurationError(f"{_shown(function)}: retry must be a Retry(...)")
+    if retry is not None:
+        retry.refuse_on(_shown(function))
     return Handler(
         function=function,
         type=spec,

@@ -15,6 +15,16 @@ import msgspec
 
 __all__ = [
     "AfterCommitFailed",
+    "BatchBegan",
+    "BatchEnded",
+    "BatchProgressed",
+    "BatchScheduled",
+    "BatchStepEnded",
+    "BreakerMoved",
+    "CallDeferred",
+    "CallFailed",
+    "CallInTransaction",
+    "Called",
     "CaptureLagged",
     "CaptureStopped",
     "Captured",
@@ -27,6 +37,7 @@ __all__ = [
     "EffectReused",
     "Fact",
     "Failed",
+    "GlobalTransactionRecovered",
     "Handled",
     "HandlerFailed",
     "Held",
@@ -40,6 +51,10 @@ __all__ = [
     "SendFailed",
     "Skipped",
     "StillStuck",
+    "TaskFailed",
+    "TaskNotQueued",
+    "TaskOverdue",
+    "TaskRan",
     "Unrouted",
 ]
 
@@ -110,6 +125,52 @@ class AfterCommitFailed(Fact, frozen=True, kw_only=True):
     name = "outbox.after_commit_failed"
     hook: str
     code: str
+
+
+# --- calls ----------------------------------------------------------------------------------------
+class Called(Fact, frozen=True, kw_only=True):
+    """A call was answered. seconds: with all attempts and the waits between them."""
+
+    name = "calls.called"
+    call: str
+    seconds: float
+
+
+class CallFailed(Fact, frozen=True, kw_only=True):
+    """A call was not answered well. outcome: ``refused``, ``failed``, ``unknown`` or ``other``.
+    choice: what the caller made of it: ``fail``, ``ignore``, ``fallback`` or ``defer``.
+    """
+
+    name = "calls.failed"
+    call: str
+    code: str
+    outcome: str
+    choice: str
+    seconds: float
+
+
+class CallDeferred(Fact, frozen=True, kw_only=True):
+    """A call waits in the caller's transaction, to be made when that has been committed."""
+
+    name = "calls.deferred"
+    call: str
+    message_id: str
+
+
+class BreakerMoved(Fact, frozen=True, kw_only=True):
+    """The breaker of a call changed. state: ``closed``, ``open`` or ``half-open``."""
+
+    name = "calls.breaker_moved"
+    call: str
+    state: str
+
+
+class CallInTransaction(Fact, frozen=True, kw_only=True):
+    """A call ended while a transaction around it was open for too long. seconds: so long."""
+
+    name = "calls.in_transaction"
+    call: str
+    seconds: float
 
 
 # --- outbox and inbox -----------------------------------------------------------------------------
@@ -300,6 +361,109 @@ class CaptureLagged(Fact, frozen=True, kw_only=True):
     lag_bytes: int | None
     lag_transactions: int | None
     kept_bytes: int | None
+
+
+# --- background -----------------------------------------------------------------------------------
+class TaskRan(Fact, frozen=True, kw_only=True):
+    """A call in the background ended, well or not. wait_seconds: until it began; seconds: of it."""
+
+    name = "background.ran"
+    pool: str
+    function: str
+    wait_seconds: float
+    seconds: float
+
+
+class TaskFailed(Fact, frozen=True, kw_only=True):
+    """A call in the background raised; who was told is another matter."""
+
+    name = "background.failed"
+    pool: str
+    function: str
+    code: str
+
+
+class TaskNotQueued(Fact, frozen=True, kw_only=True):
+    """A pool had no place for a call. outcome: ``raised``, ``ran_by_caller`` or ``deferred``."""
+
+    name = "background.not_queued"
+    pool: str
+    function: str
+    outcome: str
+
+
+class TaskOverdue(Fact, frozen=True, kw_only=True):
+    """A call in the background is past its timeout; in a thread it runs on."""
+
+    name = "background.overdue"
+    pool: str
+    function: str
+    seconds: float
+
+
+# --- batch ----------------------------------------------------------------------------------------
+class BatchScheduled(Fact, frozen=True, kw_only=True):
+    """Instances were made because their time had come."""
+
+    name = "batch.scheduled"
+    job: str
+    count: int
+
+
+class BatchBegan(Fact, frozen=True, kw_only=True):
+    """An attempt at a run began in this process."""
+
+    name = "batch.began"
+    job: str
+    instance: str
+    attempt: int
+
+
+class BatchProgressed(Fact, frozen=True, kw_only=True):
+    """How far a step is, in all; at most every few seconds."""
+
+    name = "batch.progressed"
+    job: str
+    instance: str
+    step: str
+    rows: int
+    size_bytes: int
+    total_bytes: int | None
+
+
+class BatchStepEnded(Fact, frozen=True, kw_only=True):
+    """A step ended. seconds: in this attempt."""
+
+    name = "batch.step_ended"
+    job: str
+    instance: str
+    step: str
+    rows: int
+    size_bytes: int
+    seconds: float
+
+
+class BatchEnded(Fact, frozen=True, kw_only=True):
+    """An attempt ended. status: of the run now; code: of what it failed by, or empty."""
+
+    name = "batch.ended"
+    job: str
+    instance: str
+    attempt: int
+    status: str
+    code: str
+    seconds: float
+
+
+# --- global transactions --------------------------------------------------------------------------
+class GlobalTransactionRecovered(Fact, frozen=True, kw_only=True):
+    """A global transaction that its coordinator had left was ended. outcome: ``committed``,
+    ``aborted``, or ``heuristic``: somebody had ended a branch against the decision.
+    """
+
+    name = "twophase.recovered"
+    outcome: str
+    branches: int
 
 
 # --- runtime --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from enum import Enum
 from threading import Lock
 from typing import NamedTuple
 
-__all__ = ["Health", "Report", "RoleHealth", "RoleState"]
+__all__ = ["CallHealth", "Health", "Report", "RoleHealth", "RoleState"]
 
 
 class RoleState(Enum):
@@ -39,12 +39,27 @@ class RoleHealth(NamedTuple):
     code: str
 
 
+class CallHealth(NamedTuple):
+    """A call to another system. breaker: ``closed``, ``open``, ``half-open``, empty without one.
+    in_use: its places that are taken; overrunning: threads that work on past their deadline.
+    """
+
+    call: str
+    breaker: str
+    in_use: int
+    overrunning: int
+
+
 class Report(NamedTuple):
-    """All roles. live: none is stalled; restart the process otherwise. ready: all work."""
+    """All roles. live: none is stalled; restart the process otherwise. ready: all work. calls: how
+    other systems look from here; they make nobody unready, or one that is down would take down all
+    who call it.
+    """
 
     live: bool
     ready: bool
     roles: tuple[RoleHealth, ...]
+    calls: tuple[CallHealth, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +77,11 @@ class Health:
         self._monotonic = monotonic
         self._roles: dict[str, _Role] = {}
         self._lock = Lock()
+        self._calls: list[Callable[[], CallHealth]] = []
+
+    def watch_call(self, read: Callable[[], CallHealth]) -> None:
+        """Show a call in the reports."""
+        self._calls.append(read)
 
     def expect(self, role: str, *, within_seconds: float) -> None:
         """From now on the loop of ``role`` must turn at least every ``within_seconds``."""
@@ -94,7 +114,8 @@ class Health:
         now = self._monotonic()
         found = tuple(_judge(name, role, now) for name, role in roles)
         live = all(role.state is not RoleState.STALLED for role in found)
-        return Report(live, bool(found) and all(r.state is RoleState.HEALTHY for r in found), found)
+        ready = bool(found) and all(role.state is RoleState.HEALTHY for role in found)
+        return Report(live, ready, found, tuple(sorted(read() for read in self._calls)))
 
 
 def _judge(name: str, role: _Role, now: float) -> RoleHealth:

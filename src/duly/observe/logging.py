@@ -3,8 +3,9 @@
 Owns the logger, the level and the text of every fact.  The invariant: the fields of a fact are what
 a record says, in its text and as ``extra`` attributes, and nothing else - a fact has no payload to
 leak.  Configures nothing: handlers, formats and levels are the user's; the loggers are called
-``duly.publish``, ``duly.relay``, ``duly.consume``, ``duly.effects``, ``duly.operator``,
-``duly.cdc`` and ``duly.runtime``.  What happens per batch in a healthy run is DEBUG.
+``duly.publish``, ``duly.relay``, ``duly.consume``, ``duly.effects``, ``duly.calls``,
+``duly.operator``, ``duly.cdc``, ``duly.batch``, ``duly.background`` and ``duly.runtime``.  What
+happens per batch of messages in a healthy run is DEBUG.
 """
 
 from __future__ import annotations
@@ -44,12 +45,27 @@ _LINES: dict[type[Fact], _Line] = {
     facts.EffectCalled: _line("effects", logging.DEBUG),
     facts.EffectReused: _line("effects", logging.INFO),
     facts.EffectInDoubt: _line("effects", logging.WARNING),
+    facts.Called: _line("calls", logging.DEBUG),
+    facts.CallFailed: _line("calls", logging.INFO),
+    facts.CallDeferred: _line("calls", logging.INFO),
+    facts.BreakerMoved: _line("calls", logging.WARNING),
+    facts.CallInTransaction: _line("calls", logging.WARNING),
     facts.OperatorActed: _line("operator", logging.INFO),
     facts.StillStuck: _line("runtime", logging.ERROR),
     facts.HistoryLost: _line("runtime", logging.ERROR),
     facts.Captured: _line("cdc", logging.DEBUG),
     facts.CaptureStopped: _line("cdc", logging.ERROR),
     facts.CaptureLagged: _line("cdc", logging.DEBUG),
+    facts.GlobalTransactionRecovered: _line("twophase", logging.DEBUG),  # told where it happens
+    facts.BatchScheduled: _line("batch", logging.INFO),
+    facts.BatchBegan: _line("batch", logging.INFO),
+    facts.BatchProgressed: _line("batch", logging.INFO),
+    facts.BatchStepEnded: _line("batch", logging.INFO),
+    facts.BatchEnded: _line("batch", logging.INFO),
+    facts.TaskRan: _line("background", logging.DEBUG),
+    facts.TaskFailed: _line("background", logging.INFO),
+    facts.TaskNotQueued: _line("background", logging.WARNING),
+    facts.TaskOverdue: _line("background", logging.DEBUG),
     facts.LeaseTaken: _line("runtime", logging.DEBUG),
     facts.LeaseLost: _line("runtime", logging.WARNING),
     facts.Connected: _line("runtime", logging.INFO),

@@ -68,7 +68,11 @@ class _Observed(NamedTuple):
 
 
 _HANDLER = ("group", "handler")
+_JOB = ("job",)
+_STEP_SECONDS = (0.1, 1.0, 10.0, 60.0, 600.0, 3_600.0, 14_400.0)
 _STEP = ("group", "handler", "step")
+_TASK = ("pool", "function")
+_CALL = ("call", "code", "outcome", "choice")
 _COUNTED: dict[type[Fact], _Counted] = {
     facts.Published: _Counted("published", "Messages committed.", ("topic",), "count"),
     facts.Relayed: _Counted("relayed", "Messages confirmed and settled.", ("topic",), "count"),
@@ -89,8 +93,24 @@ _COUNTED: dict[type[Fact], _Counted] = {
     facts.EffectCalled: _Counted("effect_calls", "Outside calls made.", _STEP),
     facts.EffectReused: _Counted("effect_reuses", "Outside calls not repeated.", _STEP),
     facts.EffectInDoubt: _Counted("effects_in_doubt", "Unknown outcomes.", (*_STEP, "resolution")),
+    facts.Called: _Counted("calls", "Calls answered.", ("call",)),
+    facts.CallFailed: _Counted("call_failures", "Calls not answered well.", _CALL),
+    facts.CallDeferred: _Counted("calls_deferred", "Calls stored for later.", ("call",)),
+    facts.BreakerMoved: _Counted("breaker_moves", "Changes of breakers.", ("call", "state")),
+    facts.CallInTransaction: _Counted("calls_in_transaction", "Under a long one.", ("call",)),
     facts.Captured: _Counted("captured", "Changes stored.", ("stream",), "changes"),
     facts.CaptureStopped: _Counted("capture_stops", "Streams that stopped.", ("stream", "code")),
+    facts.BatchScheduled: _Counted("batch_scheduled", "Instances due by time.", _JOB, "count"),
+    facts.BatchBegan: _Counted("batch_attempts", "Attempts begun.", _JOB),
+    facts.BatchEnded: _Counted("batch_ends", "Attempts ended.", ("job", "status")),
+    facts.BatchStepEnded: _Counted("batch_steps", "Steps ended.", ("job", "step")),
+    facts.TaskFailed: _Counted("task_failures", "Calls that raised.", (*_TASK, "code")),
+    facts.TaskNotQueued: _Counted("tasks_not_queued", "No place in a pool.", (*_TASK, "outcome")),
+    facts.TaskOverdue: _Counted("tasks_overdue", "Calls past their timeout.", _TASK),
+    facts.TaskRan: _Counted("tasks", "Calls in the background that ended.", _TASK),
+    facts.GlobalTransactionRecovered: _Counted(
+        "global_transactions_recovered", "Ended by recovery.", ("outcome",)
+    ),
     facts.LeaseTaken: _Counted("leases_taken", "Takings of leases.", ("what",)),
     facts.LeaseLost: _Counted("leases_lost", "Losses of leases.", ("what",)),
     facts.Connected: _Counted("connections", "Connections made.", ("peer",)),
@@ -108,10 +128,22 @@ _OBSERVED: dict[type[Fact], tuple[_Observed, ...]] = {
             "capture_lag_seconds", "Commit to stored.", ("stream",), "lag_seconds", _LAG_SECONDS
         ),
     ),
+    facts.BatchStepEnded: (
+        _Observed("batch_step_seconds", "Of a step.", ("job", "step"), "seconds", _STEP_SECONDS),
+    ),
+    facts.Called: (_Observed("call_seconds", "A call with its retries.", ("call",), "seconds"),),
+    facts.TaskRan: (
+        _Observed("task_wait_seconds", "Submitted to begun.", _TASK, "wait_seconds"),
+        _Observed("task_seconds", "Begun to ended.", _TASK, "seconds"),
+    ),
     facts.EffectCalled: (_Observed("effect_seconds", "An outside call.", _STEP, "seconds"),),
 }
 _STREAM = ("stream",)
 _SHOWN: dict[type[Fact], tuple[_Shown, ...]] = {
+    facts.BatchProgressed: (
+        _Shown("batch_rows", "Of the step under way.", ("job", "step"), "rows"),
+        _Shown("batch_bytes", "Of the step under way.", ("job", "step"), "size_bytes"),
+    ),
     facts.CaptureLagged: (
         _Shown("capture_lag_bytes", "Of log, not yet captured.", _STREAM, "lag_bytes"),
         _Shown("capture_lag_transactions", "Not yet captured.", _STREAM, "lag_transactions"),

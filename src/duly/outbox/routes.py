@@ -36,6 +36,7 @@ class Route:
             raise ConfigurationError(
                 "a route takes on_exhausted='skip' or 'block', order='key' or 'pipelined'"
             )
+        self.retry.refuse_on("a route")
 
 
 class Routes:

@@ -26,7 +26,7 @@ def leaves(
 
 
 COMMANDS = dict(leaves(cli))
-WITHOUT_APP = {"demo", "init"}
+WITHOUT_APP = {"choose", "demo", "init"}
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS.keys() - WITHOUT_APP))

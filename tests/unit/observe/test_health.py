@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from duly.observe.health import Health, RoleState
+from duly.observe.health import CallHealth, Health, RoleState
 
 
 class Clock:
@@ -27,7 +27,17 @@ def states(health: Health) -> dict[str, RoleState]:
 
 
 def test_a_process_without_roles_is_live_but_not_ready(health):
-    assert health.report() == (True, False, ())
+    assert health.report() == (True, False, (), ())
+
+
+def test_calls_are_shown_and_make_nobody_unready(health):
+    health.expect("relay", within_seconds=5)
+    health.turned("relay")
+    health.watch_call(lambda: CallHealth("rate", "open", 3, 1))
+    health.watch_call(lambda: CallHealth("charge", "", 0, 0))
+    report = health.report()
+    assert report.ready
+    assert [call.call for call in report.calls] == ["charge", "rate"]
 
 
 def test_a_role_is_starting_until_its_loop_turned(health, clock):

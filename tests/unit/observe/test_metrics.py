@@ -39,7 +39,9 @@ def test_no_label_is_open_to_the_outside():
     labels |= {label for gs in _SHOWN.values() for g in gs for label in g.labels}
     labels |= {label for os in _OBSERVED.values() for o in os for label in o.labels}
     assert labels <= {
-        "box", "code", "group", "handler", "peer", "resolution", "step", "stream", "topic", "verb",
+        "box", "call", "choice", "code", "function", "group", "handler", "job", "outcome", "peer",
+        "pool", "resolution", "state", "status",
+        "step", "stream", "topic", "verb",
         "what"
     }  # fmt: skip
 

@@ -24,7 +24,7 @@ class WithMigrations(SqliteDatabase):
         return [*super().migrations(), *self._more]
 
 
-ADD_NOTE = (3, "note", "ALTER TABLE duly_outbox ADD COLUMN note TEXT;")
+ADD_NOTE = (100, "note", "ALTER TABLE duly_outbox ADD COLUMN note TEXT;")
 
 
 def meta(path: Path) -> dict[str, str]:
@@ -34,11 +34,11 @@ def meta(path: Path) -> dict[str, str]:
 
 def test_tables_make_themselves_at_start(sqlite_url: str, tmp_path: Path) -> None:
     schema = Schema(SqliteDatabase(sqlite_url), "shop")
-    assert schema.status().pending == ("0001_house", "0002_offset")
+    assert schema.status().pending == ("0001_house", "0002_offset", "0003_run", "0004_global_tx")
     schema.start()
     schema.start()
     assert meta(tmp_path / "duly.db") == {
-        "schema_version": "2",
+        "schema_version": "4",
         "min_code_version": "1",
         "app": "shop",
         "lanes": "64",
@@ -51,20 +51,20 @@ def test_tables_make_themselves_at_start(sqlite_url: str, tmp_path: Path) -> Non
 def test_a_newer_program_upgrades_and_an_older_one_goes_on(sqlite_url: str) -> None:
     Schema(SqliteDatabase(sqlite_url), "shop").start()
     newer = Schema(WithMigrations(sqlite_url, ADD_NOTE), "shop")
-    assert newer.status().pending == ("0003_note",)
+    assert newer.status().pending == ("0100_note",)
     assert [finding.code for finding in newer.check()] == ["SCHEMA_OLDER"]
-    assert newer.upgrade() == ("0003_note",)
+    assert newer.upgrade() == ("0100_note",)
     assert newer.check() == []
     older = Schema(SqliteDatabase(sqlite_url), "shop")
     older.start()
-    assert (older.status().current, older.check()) == (3, [])
+    assert (older.status().current, older.check()) == (100, [])
 
 
 def test_tables_that_need_newer_code_are_refused(sqlite_url: str, tmp_path: Path) -> None:
     schema = Schema(SqliteDatabase(sqlite_url), "shop")
     schema.start()
     with sqlite3.connect(tmp_path / "duly.db") as connection:
-        connection.execute("UPDATE duly_meta SET value = '4' WHERE name LIKE '%_version'")
+        connection.execute("UPDATE duly_meta SET value = '100' WHERE name LIKE '%_version'")
     for refused in (schema.start, schema.verify, schema.upgrade):
         with pytest.raises(SchemaError) as error:
             refused()
@@ -97,11 +97,12 @@ def test_tables_of_others_are_refused_and_left_alone(
 def test_a_migration_that_fails_leaves_the_version_before_it(
     sqlite_url: str, tmp_path: Path
 ) -> None:
-    broken = (4, "broken", "ALTER TABLE duly_outbox ADD COLUMN other TEXT; SELECT 1 FROM nowhere;")
+    text = "ALTER TABLE duly_outbox ADD COLUMN other TEXT; SELECT 1 FROM nowhere;"
+    broken = (101, "broken", text)
     schema = Schema(WithMigrations(sqlite_url, ADD_NOTE, broken), "shop")
     with pytest.raises(Exception, match="nowhere"):
         schema.upgrade()
-    assert meta(tmp_path / "duly.db")["schema_version"] == "3"
+    assert meta(tmp_path / "duly.db")["schema_version"] == "100"
     with sqlite3.connect(tmp_path / "duly.db") as connection:
         columns = {row[1] for row in connection.execute("PRAGMA table_info(duly_outbox)")}
     assert "note" in columns
@@ -126,16 +127,16 @@ def test_many_starts_at_once(sqlite_url: str, tmp_path: Path) -> None:
     for thread in threads:
         thread.join(30)
     assert errors == []
-    assert meta(tmp_path / "duly.db")["schema_version"] == "3"
+    assert meta(tmp_path / "duly.db")["schema_version"] == "100"
 
 
 def test_the_sql_that_is_printed_makes_the_same_tables(sqlite_url: str, tmp_path: Path) -> None:
     schema = Schema(SqliteDatabase(sqlite_url), "shop")
     with sqlite3.connect(tmp_path / "duly.db") as connection:
         connection.executescript(schema.sql())
-    assert schema.status().current == 2
+    assert schema.status().current == 4
     assert schema.check() == []
-    assert schema.sql(after=2) == ""
+    assert schema.sql(after=4) == ""
 
 
 def test_what_somebody_changed_is_found(sqlite_url: str, tmp_path: Path) -> None:

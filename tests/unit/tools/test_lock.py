@@ -43,7 +43,8 @@ def test_peers_are_not_installed_with_the_project() -> None:
     peers = pyproject["dependency-groups"]["peers"]
     _, wanted = lock.requirements(pyproject)
     assert any(one.startswith("txoutbox") for one in peers)
-    assert not {one for one in peers if "redis[" not in one} & set(wanted)
+    drivers = ("psycopg[", "redis[")  # both sides speak to the same servers
+    assert not {one for one in peers if not one.startswith(drivers)} & set(wanted)
 
 
 def test_compiled_wheels_are_asked_for_on_every_platform(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,3 +74,16 @@ def test_requirements_that_do_not_fit_together_are_said_so(monkeypatch: pytest.M
     monkeypatch.setattr(lock, "ask_pip", lambda _: None)
     with pytest.raises(SystemExit, match="cannot resolve"):
         lock.locked(["a"])
+
+
+def test_what_only_newer_pythons_need_is_pinned_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def pip(arguments: list[str]) -> list[dict[str, object]]:
+        asked.append(arguments)
+        return [item(arguments[-1], "one-none-any.whl", "aa")]
+
+    monkeypatch.setattr(lock, "ask_pip", pip)
+    monkeypatch.setattr(lock, "NEWER", {"late": "3.12"})
+    assert lock.of_newer() == ["late==1.0 ; python_version >= '3.12' \\\n    --hash=sha256:aa"]
+    assert asked[0][asked[0].index("--python-version") + 1] == "3.12"

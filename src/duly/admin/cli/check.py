@@ -34,6 +34,7 @@ _EXTRAS = {
     "aiosqlite": "sqlite-async",
     "asyncmy": "mysql",
     "confluent_kafka": "kafka",
+    "httpx2": "http",
     "nats": "nats",
     "opentelemetry": "tracing",
     "pika": "rabbitmq",

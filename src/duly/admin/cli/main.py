@@ -28,8 +28,11 @@ from duly.errors import DulyError
 __all__ = ["cli", "invoke", "main"]
 
 _COMMANDS = {
+    "2pc": ("duly.admin.cli.twophase:two_phase", "Global transactions in doubt."),
+    "batch": ("duly.admin.cli.batch:batch", "Batch: queries that become delivered files."),
     "cdc": ("duly.admin.cli.streams:cdc", "Changes of a database as events: the streams."),
     "check": ("duly.admin.cli.check:check", "Look for everything that is wrong with an App."),
+    "choose": ("duly.admin.cli.choose:choose_command", "Which way of integrating fits."),
     "db": ("duly.admin.cli.tables:db", "The tables: upgrade, sql, status, check, prune."),
     "demo": ("duly.admin.cli.start:demo", "Run the main job on real data, in ./duly-demo."),
     "doctor": ("duly.admin.cli.check:doctor", "Look at the database, the broker, the drivers."),
@@ -40,6 +43,7 @@ _COMMANDS = {
     "reconcile": ("duly.admin.cli.sums:reconcile_command", "Does everything add up?"),
     "run": ("duly.admin.cli.run:run", "Run the roles of an App."),
     "topics": ("duly.admin.cli.topics:topics", "What the broker holds."),
+    "web": ("duly.admin.cli.web:web", "Serve the REST service on batch runs."),
 }
 
 

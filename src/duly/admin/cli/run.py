@@ -36,7 +36,7 @@ _DRAIN_MORE_SECONDS = 10.0  # above the App's own drain, before the parent kills
 
 @click.command()
 @app_argument
-@click.option("--roles", help="Only these, separated by commas: relay, consumer, cdc, upkeep.")
+@click.option("--roles", help="Only these, with commas: batch, cdc, consumer, relay, upkeep.")
 @click.option("--workers", type=click.IntRange(1, WORKERS_MAX), default=1, show_default=True)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning"]), default="info")
 @click.option("--heartbeat-fd", type=int, hidden=True)

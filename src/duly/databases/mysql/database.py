@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from duly.branches import BranchVerb, Finished
+from duly.databases.mysql import prepared
 from duly.databases.mysql.connection import MysqlConnection, keep_alive
 from duly.databases.mysql.failures import mapped
 from duly.databases.mysql.inspection import inspect_server
@@ -29,7 +31,7 @@ from duly.databases.statements import load_migrations, load_routine, load_statem
 from duly.errors import ConfigurationError, MissingExtraError, UnsafeSettingError
 from duly.kernel.names import check_name
 from duly.message import new_id
-from duly.ports import Finding, Statement, Steps
+from duly.ports import Connection, Finding, Statement, Steps
 
 __all__ = ["MysqlDatabase"]
 
@@ -151,6 +153,8 @@ class MysqlDatabase:
     # --- statements -------------------------------------------------------------------------------
     def prepare(self, statement: Statement) -> Sequence[Call]:
         """The driver calls of a statement."""
+        if statement.name.startswith("branch."):
+            return prepared.calls(statement)
         shape = _SHAPES.get(statement.name)
         if shape is not None:
             return shape(self, statement)
@@ -228,6 +232,35 @@ class MysqlDatabase:
     def map_error(self, error: Exception) -> Exception:
         """The drivers' exceptions by their number."""
         return mapped(error)
+
+    # --- branches of global transactions, as ``PreparesTransactions`` -----------------------------
+    def branch_words(self, verb: BranchVerb, name: str) -> Sequence[str]:
+        """What is said on the connection of a branch."""
+        return prepared.words(verb, name)
+
+    def branch_mark(self, name: str) -> str:
+        """There are no marks."""
+        return ""
+
+    def prepared(self, connection: Connection) -> list[str]:
+        """The prepared branches of this server."""
+        return prepared.prepared(connection)
+
+    def finish(self, connection: Connection, name: str, *, commit: bool) -> Finished:
+        """End a prepared branch."""
+        return prepared.finish(connection, name, commit=commit)
+
+    def fate(self, connection: Connection, mark: str) -> bool | None:
+        """Nobody knows."""
+        return None
+
+    def inspect_prepared(self) -> list[Finding]:
+        """Whether branches can be prepared, listed, and stay ended."""
+        raw = self._open()
+        try:
+            return prepared.inspect(raw)
+        finally:
+            raw.close()
 
     # --- schema, checks ---------------------------------------------------------------------------
     def create(self) -> Steps[None]:

@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, TypeVar
 
+from duly.branches import BranchVerb, Finished
+from duly.databases.postgres import prepared
 from duly.databases.postgres.inspection import inspect_server
 from duly.databases.statements import (
     Sql,
@@ -40,7 +42,7 @@ from duly.errors import (
     TransactionConflictError,
 )
 from duly.kernel.names import check_name
-from duly.ports import Finding, Result, Statement, Steps
+from duly.ports import Connection, Finding, Result, Statement, Steps
 
 __all__ = ["PostgresConnection", "PostgresDatabase"]
 
@@ -178,7 +180,12 @@ class PostgresDatabase:
         row has a key.
         """
         if statement.name == "outbox.insert":
-            return self._insert(statement.many or [], last=statement.params.get("last", True))
+            found = self._insert(statement.many or [], last=statement.params.get("last", True))
+            if statement.params.get("prepared"):
+                return [*found[:-1], (prepared.quiet(found[-1][0]), *found[-1][1:])]
+            return found
+        if statement.name.startswith("branch."):
+            return prepared.calls(statement)
         if self.pooled and statement.name in ("inbox.deadline", "inbox.guard"):
             return self._handler_settings(statement.name)
         if statement.name == "lease.horizon":
@@ -240,6 +247,32 @@ class PostgresDatabase:
         if result.error_field(field.SQLSTATE) is None:  # libpq's own: the connection is lost
             return self._driver.OperationalError(result.error_message.decode(errors="replace"))
         return self._driver.errors.error_from_result(result)
+
+    # --- branches of global transactions, as ``PreparesTransactions`` -----------------------------
+    def branch_words(self, verb: BranchVerb, name: str) -> Sequence[str]:
+        """What is said on the connection of a branch."""
+        return prepared.words(verb, name)
+
+    def branch_mark(self, name: str) -> str:
+        """The statement before the preparation."""
+        return prepared.mark(name)
+
+    def prepared(self, connection: Connection) -> list[str]:
+        """The prepared branches of this database."""
+        return prepared.prepared(connection)
+
+    def finish(self, connection: Connection, name: str, *, commit: bool) -> Finished:
+        """End a prepared branch."""
+        return prepared.finish(connection, name, commit=commit)
+
+    def fate(self, connection: Connection, mark: str) -> bool | None:
+        """How a marked branch ended."""
+        return prepared.fate(connection, mark)
+
+    def inspect_prepared(self) -> list[Finding]:
+        """Whether this server prepares transactions, and for how many it has room."""
+        with self._open(self.url) as connection:
+            return prepared.inspect(connection)
 
     def _insert(self, rows: Sequence[Any], *, last: bool) -> Sequence[Call]:
         stripes = sorted({row["stripe"] for row in rows if row["stripe"] is not None})
@@ -372,7 +405,8 @@ class PostgresConnection:
     def ask(self, statement: Statement) -> Result:
         """Run one statement by itself; several texts of one name run in one transaction."""
         calls = self._database.prepare(statement)
-        if self._database.pooled or len(calls) > 1 or calls[0][2]:
+        alone = statement.name.startswith("branch.")  # a prepared one is ended outside of others
+        if (self._database.pooled and not alone) or len(calls) > 1 or calls[0][2]:
             return self.run(single(statement))
         try:
             return self._execute(calls[0])

@@ -27,8 +27,9 @@ from duly.errors import (
     UndecodableError,
 )
 from duly.kernel.changes import ABSENT, SnapshotChunk, Transaction
-from duly.ports import Severity, TableSpec
+from duly.ports import Severity
 from duly.runtime.clock import SystemClock
+from duly.sources import TableSpec
 from duly.testing.change_target import following
 
 SPEC = TableSpec("t", before_image=True)

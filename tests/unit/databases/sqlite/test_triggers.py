@@ -16,7 +16,7 @@ from duly.databases.sqlite.table import Table, read_table
 from duly.databases.sqlite.triggers import trigger_names
 from duly.errors import ConfigurationError
 from duly.kernel.changes import Change
-from duly.ports import TableSpec
+from duly.sources import TableSpec
 from duly.testing.change_target import apply, state_of
 
 TABLES = {
