@@ -32,7 +32,7 @@ async def fail_async(n: int) -> None:
 @app.background(pool="slow", workers=2)
 def work(n: int) -> None:
     time.sleep(0.3)
-    print(f"done {n}", flush=True)
+    os.write(1, f"done {n}\n".encode())
 
 
 @app.background(pool="stuck", workers=1)
@@ -68,4 +68,4 @@ if sys.argv[1] == "loop":
     asyncio.run(loop())
 else:
     {"many": many, "slow": slow, "stuck": stuck}[sys.argv[1]]()
-print("end of main", flush=True)
+os.write(1, b"end of main\n")  # in one piece: what is told meanwhile comes between
