@@ -143,7 +143,9 @@ def test_a_project_tests_itself(project: Project) -> None:
 def test_killed_between_the_work_and_the_commit_and_after_it(project: Project) -> None:
     project.prepare(1, 2)
     project.run("work.py", SHOP_KILLED="1", code=-signal.SIGKILL)
-    assert project.state() == ([1], {"billing done": 1})
+    billed, inbox = project.state()
+    assert (billed, inbox["billing done"]) == ([1], 1)
+    assert inbox.keys() <= {"billing done", "misuse done"}  # the other group may be as far
     project.run("work.py")
     billed, inbox = project.state()
     assert billed == [1, 2]
