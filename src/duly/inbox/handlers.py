@@ -21,6 +21,7 @@ from duly.errors import ConfigurationError
 from duly.kernel.backoff import Retry
 from duly.kernel.names import check_name
 from duly.message import Message, MessageType, Registry
+from duly.outbox.after_commit import is_async
 from duly.ports import Finding, Severity, SubscriptionSpec, TopicSpec
 
 __all__ = ["BATCH_DEFAULT", "Handler", "HandlerOptions", "HandlerRegistry"]
@@ -56,7 +57,7 @@ class Handler:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "wants", frozenset(_parameters(self.function)[1:]))
-        object.__setattr__(self, "is_async", _is_async(self.function))
+        object.__setattr__(self, "is_async", is_async(self.function))
 
     @property
     def label(self) -> str:
@@ -334,11 +335,6 @@ def _check_parameters(function: Any) -> None:
 
 def _parameters(function: Any) -> list[str]:
     return list(inspect.signature(function).parameters)
-
-
-def _is_async(function: Any) -> bool:
-    call = getattr(function, "__call__", None)  # noqa: B004  # an object with an async __call__ counts too
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 def _first_hint(function: Any) -> Any:
