@@ -106,6 +106,7 @@ def test_a_message_is_read_and_a_cut_or_longer_one_refused(
     [
         pytest.param(b"X", id="kind"),
         pytest.param(b"C\1" + U64(80) + U64(96) + U64(TIME), id="flags of a commit"),
+        pytest.param(b"P\1" + PREPARED, id="flags of a preparation"),
         pytest.param(b"R" + U32(9) + cut("a") + cut("b") + b"z" + U16(0), id="identity"),
         pytest.param(
             b"R" + U32(9) + cut("a") + cut("b") + b"d" + U16(1) + b"\2" + cut("c") + U64(0),
