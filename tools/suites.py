@@ -37,11 +37,11 @@ class Suite(NamedTuple):
 
 SUITES = (
     Suite("tidy", 120),
-    Suite("unit", 420),
-    Suite("property", 240),
-    Suite("conformance", 540),
-    Suite("integration", 960, lane=1),
-    Suite("acceptance", 960, lane=2),
+    Suite("unit", 300),
+    Suite("property", 120),
+    Suite("conformance", 420),
+    Suite("integration", 720, lane=1),
+    Suite("acceptance", 780, lane=2),
 )
 
 

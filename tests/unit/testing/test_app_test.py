@@ -63,6 +63,12 @@ class Shop:
         return self.app.publish(session, Placed(order_id=order_id), **options)
 
 
+@pytest.fixture(autouse=True)
+def others() -> set[threading.Thread]:
+    """The threads from before: some tests of other rooms leave daemons, a kit leaves none."""
+    return set(threading.enumerate())
+
+
 @pytest.fixture
 def shop() -> Shop:
     return Shop()
@@ -111,9 +117,9 @@ def test_a_rolled_back_message_is_not_there(shop: Shop, kit: AppTest) -> None:
 
 
 def test_a_drain_takes_less_than_a_tenth_of_a_second_and_leaves_no_thread(
-    shop: Shop, kit: AppTest
+    others: set[threading.Thread], shop: Shop, kit: AppTest
 ) -> None:
-    took, others = [], set(threading.enumerate())
+    took = []
     for n in range(5):
         with Session(kit.engine) as session, session.begin():
             shop.place(session, n)
@@ -318,8 +324,8 @@ def test_a_failed_assertion_shows_what_there_is(shop: Shop, kit: AppTest) -> Non
 
 
 # --- bounds ---------------------------------------------------------------------------------------
-def test_messages_without_end_are_told(tmp_path: Path) -> None:
-    app, others = App("shop"), set(threading.enumerate())
+def test_messages_without_end_are_told(others: set[threading.Thread], tmp_path: Path) -> None:
+    app = App("shop")
 
     @app.on(Placed, group="echo")
     def echo(event: Placed, tx: Tx) -> None:
