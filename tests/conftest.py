@@ -23,6 +23,7 @@ import pytest
 
 from duly.brokers.activemq.control import delete_topics as delete_topics_of_activemq
 from duly.testing.fault_proxy import FaultProxy
+from tests.fresh_postgres import FreshPostgres
 from tools.services import (
     PrivateServer,
     ServerMissingError,
@@ -59,19 +60,19 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'duly.db'}"
 
 
-@pytest.fixture
-def postgres_url() -> Iterator[str]:
-    """A fresh PostgreSQL database, dropped after the test with all that is connected to it."""
-    import psycopg
+@pytest.fixture(scope="session")
+def fresh_postgres() -> Iterator[FreshPostgres]:
+    """Databases for as many tests as want one."""
+    with FreshPostgres(server_url("DULY_TEST_POSTGRES")) as databases:
+        yield databases
 
-    server = server_url("DULY_TEST_POSTGRES")
-    name = f"duly_{uuid4().hex}"
-    with psycopg.connect(server, autocommit=True, connect_timeout=10) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
-        try:
-            yield urlsplit(server)._replace(path=f"/{name}").geturl()
-        finally:
-            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+@pytest.fixture
+def postgres_url(fresh_postgres: FreshPostgres) -> Iterator[str]:
+    """A fresh PostgreSQL database; after the test all that is connected to it is ended."""
+    url = fresh_postgres.take()
+    yield url
+    fresh_postgres.give_back(url)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from duly.adapters import make_database
+from duly.admin.cli.main import invoke
 from duly.config import Settings
 from duly.outbox.schema import Schema
 from tests.unit.outbox.rows import Rows
@@ -133,10 +134,22 @@ def test_help_is_quick_and_imports_no_driver(duly: Shell) -> None:
         ("topics", "tail", "orders", "--follow", "--json"),
     ],
 )
-def test_wrong_usage_is_2(duly: Shell, arguments: tuple[str, ...]) -> None:
-    done = duly(*arguments)
+def test_wrong_usage_is_2(
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DULY_DATABASE", raising=False)
+    assert invoke(arguments) == 2
+    assert capsys.readouterr().err.startswith("Usage: ")
+    assert not list(tmp_path.iterdir())  # and leaves nothing behind
+
+
+def test_wrong_usage_ends_the_process_with_2(duly: Shell) -> None:
+    done = duly("outbox", "show")
     assert (done.returncode, done.stderr.count("Traceback")) == (2, 0), done.stderr
-    assert not list(duly.folder.iterdir())  # and leaves nothing behind
 
 
 @pytest.mark.parametrize(

@@ -116,17 +116,17 @@ def test_a_rolled_back_message_is_not_there(shop: Shop, kit: AppTest) -> None:
     assert rows(kit, invoice) == []
 
 
-def test_a_drain_takes_less_than_a_tenth_of_a_second_and_leaves_no_thread(
+def test_a_drain_waits_for_no_timer_and_leaves_no_thread(
     others: set[threading.Thread], shop: Shop, kit: AppTest
 ) -> None:
-    took = []
+    idle = []
     for n in range(5):
         with Session(kit.engine) as session, session.begin():
             shop.place(session, n)
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         kit.drain()
-        took.append(time.perf_counter() - began)
-    assert min(took) < 0.1, took
+        idle.append(time.perf_counter() - began - (time.process_time() - worked))
+    assert min(idle) < 0.5, idle  # the shortest timer of a running App is twice as long
     assert set(threading.enumerate()) <= others
     assert rows(kit, payment) == [0, 1, 2, 3, 4]
 

@@ -54,6 +54,21 @@ def test_a_suite_past_its_budget_fails_and_is_ended(folder: Path) -> None:
     assert result.seconds < 20
 
 
+@pytest.mark.parametrize(("bytes_min", "in_memory"), [(1, True), (1 << 60, False)])
+def test_files_lie_in_memory_where_there_is_room_and_are_gone_in_the_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, bytes_min: int, in_memory: bool
+) -> None:
+    memory = folder / "memory"
+    memory.mkdir()
+    monkeypatch.setattr(suites, "MEMORY", memory)
+    monkeypatch.setattr(suites, "MEMORY_BYTES_MIN", bytes_min)
+    told = folder / "told"
+    text = f"def test_f(tmp_path):\n    open({str(told)!r}, 'w').write(str(tmp_path))\n"
+    assert suites.run(plant(folder, text), folder).passed == 1
+    assert told.read_text().startswith(str(memory)) == in_memory
+    assert list(memory.iterdir()) == []
+
+
 def test_the_last_line_counts_and_the_exit_code_agrees(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
