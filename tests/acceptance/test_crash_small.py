@@ -90,5 +90,5 @@ def test_every_planted_bug_fits_the_source(bug: planted.Bug, tmp_path: Path) -> 
 @pytest.mark.timeout(150)
 def test_a_planted_bug_is_caught(tmp_path: Path) -> None:
     bug = next(bug for bug in planted.BUGS if bug.name == "an operator's edit of a row in flight")
-    result, caught_by = planted.run_bug(bug, Place(tmp_path, quiet=True), seed=SEED)
+    result, caught_by = planted.run_bug(bug, Place(tmp_path, quiet=True), seed=SEED, messages=200)
     assert caught_by.startswith("unexpected"), result.problems
