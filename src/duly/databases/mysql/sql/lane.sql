@@ -22,9 +22,9 @@ SELECT {columns} FROM (
     JOIN duly_{box} b FORCE INDEX (duly_{box}_kept) ON b.status = 'held' AND b.topic = h.topic AND b.key = h.key
     WHERE h.scope = %(scope)s AND h.lane IN %(lanes)s AND h.blocker_id IS NULL AND b.last_error IS NULL {mine}
         AND b.id < COALESCE((
-            SELECT o.id FROM duly_{box} o FORCE INDEX (duly_{box}_kept)
-            WHERE o.status = 'held' AND o.topic = h.topic AND o.key = h.key AND o.last_error IS NULL
-            ORDER BY o.id LIMIT 1 OFFSET %(per_key)s), 9223372036854775807)
+            SELECT b.id FROM duly_{box} b FORCE INDEX (duly_{box}_kept)
+            WHERE b.status = 'held' AND b.topic = h.topic AND b.key = h.key AND b.last_error IS NULL {mine}
+            ORDER BY b.id LIMIT 1 OFFSET %(per_key)s), 9223372036854775807)
         AND COALESCE(b.id IN %(busy)s, 0) = 0 AND COALESCE(h.topic IN %(aside)s, 0) = 0
     ORDER BY b.id LIMIT %(limit)s) AS next
 STRAIGHT_JOIN duly_{box} b FORCE INDEX (PRIMARY) ON b.id = next.id

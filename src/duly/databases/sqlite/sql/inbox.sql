@@ -91,9 +91,11 @@ SELECT i.value, coalesce((
 FROM json_each(:message_ids) AS i CROSS JOIN json_each(:handlers) AS h
 
 -- name: inbox.lag
-SELECT status, count(*), :now - min(created_at) FROM duly_inbox
-WHERE group_name = :group AND status IN ('ready', 'retry', 'held', 'failed')
-GROUP BY status
+SELECT 'ready', count(*), :now - min(created_at) FROM duly_inbox INDEXED BY duly_inbox_ready
+WHERE group_name = :group AND status = 'ready' HAVING count(*) > 0
+UNION ALL
+SELECT status, count(*), :now - min(created_at) FROM duly_inbox INDEXED BY duly_inbox_kept
+WHERE group_name = :group AND status IN ('retry', 'held', 'failed') GROUP BY status
 
 -- name: inbox.receive
 INSERT INTO duly_inbox (group_name, handler, dedupe_key, message_id, message_type, kind, topic, key, lane, payload, headers,
