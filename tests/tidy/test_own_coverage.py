@@ -6,28 +6,53 @@ check runs in a process of its own, so that the module's first import is counted
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("kernel", "wire")
-SECONDS_MAX = 50
 
-# What is no part of the measurement is imported before it starts, untraced: that halves the time.
+# What is no part of the measurement is imported once, untraced; each module is measured in a fork.
 MEASURE = """
-import sys
-import coverage, hypothesis, msgspec, pytest, pytest_asyncio
-module, tests = sys.argv[1:]
-measured = coverage.Coverage(data_file=None, branch=True, include=[module])
-measured.start()
-code = pytest.main(["-q", "-x", tests])
-measured.stop()
-percent = measured.report(show_missing=True)
-sys.exit(code or (2 if percent < 100 else 0))
+import json, os, sys
+import coverage, hypothesis, msgspec, pytest
+import _hypothesis_pytestplugin, pytest_asyncio.plugin, pytest_timeout
+
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # others, duly's own among them, import a lot
+PLUGINS = ["-p", "_hypothesis_pytestplugin", "-p", "pytest_asyncio.plugin", "-p", "pytest_timeout"]
+
+def measure(module, tests):
+    measured = coverage.Coverage(data_file=None, branch=True, include=[module])
+    measured.start()
+    code = pytest.main(["-q", "-x", "--noconftest", *PLUGINS, tests])
+    measured.stop()
+    percent = measured.report(show_missing=True)
+    return int(code) or (2 if percent < 100 else 0)
+
+for line in sys.stdin:
+    module, tests, said = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        log = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        code = 1
+        try:
+            code = measure(module, tests)
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+
+Measure = Callable[[Path, Path], tuple[int, str]]
 
 
 def own_test(module: Path) -> Path:
@@ -41,33 +66,45 @@ def modules() -> list[Path]:
     return [module for module in found if module.read_text().strip()]
 
 
-def measure(module: Path, tests: Path) -> subprocess.CompletedProcess[str]:
-    """Run the tests of one module under coverage: 0 when they pass and cover it all."""
-    return subprocess.run(
-        [sys.executable, "-c", MEASURE, str(module), str(tests)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS_MAX,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def measure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measure]:
+    """Runs the tests of one module under coverage: 0 when they pass and cover it all."""
+    said = tmp_path_factory.mktemp("measured") / "said"
+    process = subprocess.Popen(
+        [sys.executable, "-c", MEASURE], cwd=ROOT, text=True, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    asks, answers = process.stdin, process.stdout
+
+    def measured(module: Path, tests: Path) -> tuple[int, str]:
+        print(json.dumps([str(module), str(tests), str(said)]), file=asks, flush=True)
+        code = answers.readline()
+        return int(code), said.read_text()
+
+    try:
+        yield measured
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 @pytest.mark.parametrize(
     "module", modules(), ids=lambda module: f"{module.parent.name}.{module.stem}"
 )
-def test_a_module_is_covered_by_its_own_tests(module: Path) -> None:
+def test_a_module_is_covered_by_its_own_tests(module: Path, measure: Measure) -> None:
     assert own_test(module).exists(), f"{own_test(module).relative_to(ROOT)} is missing"
-    done = measure(module, own_test(module))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    code, said = measure(module, own_test(module))
+    assert code == 0, said[-4000:]
 
 
-def test_a_branch_that_no_test_takes_is_seen(tmp_path: Path) -> None:
+def test_a_branch_that_no_test_takes_is_seen(tmp_path: Path, measure: Measure) -> None:
     module, tests = tmp_path / "sign.py", tmp_path / "test_sign.py"
     module.write_text("def sign(n):\n    if n > 0:\n        return 1\n    return -1\n")
     tests.write_text(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom sign import sign\n")
     half = tests.read_text() + "def test_sign():\n    assert sign(1) == 1\n"
     tests.write_text(half)
-    assert measure(module, tests).returncode == 2
+    assert measure(module, tests)[0] == 2
     tests.write_text(half + "    assert sign(0) == -1\n")
-    assert measure(module, tests).returncode == 0
+    assert measure(module, tests)[0] == 0
