@@ -17,11 +17,13 @@ queue tests:
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
-from tests.crash.stage import GROUPS, QUEUE, Stage, ids
+from tests.crash.stage import GROUPS, PULSE_SECONDS, QUEUE, Stage, ids
 
 ACK_SETTLES_SECONDS = (
     0.5  # an ack recorded so shortly before a death, or a close, may not have reached the queue
@@ -180,6 +182,7 @@ class Deliveries:
         self.sends: dict[int, set[str]] = defaultdict(set)
         self.sent_at: dict[int, list[tuple[float, list[str]]]] = defaultdict(list)
         self.stalls: list[tuple[int, float, float]] = []  # pid, from, to
+        self._pulses: dict[int, list[float]] = defaultdict(list)
         self._lives: dict[int, dict[str, Any]] = {}
         for fact in stage.facts("worker-*"):
             self._note(fact)
@@ -195,6 +198,8 @@ class Deliveries:
         elif what == "send":
             self.sends[pid].update(fact["ids"])
             self.sent_at[pid].append((at, fact["ids"]))
+        elif what == "pulse":
+            self._pulses[pid].append(at)
         elif what in ("start", "beat", "dying", "end"):
             self._note_life(fact)
         elif what == "answer":
@@ -224,6 +229,15 @@ class Deliveries:
             self.stalls.append((fact["pid"], life["last"], fact["at"]))
         if fact["what"] != "start":
             life["last"] = fact["at"]
+
+    def _settles_seconds(self, pid: int, moment: float) -> float:
+        """How long before a moment an ack may still have been under way: longer by the time for
+        which the process is known to have stood still just then, on a machine that is too busy."""
+        pulses = [at for at in self._pulses[pid] if at <= moment]
+        begin = bisect(pulses, moment - STALL_SECONDS)
+        gaps = pairwise([*pulses[max(0, begin - 1) :], moment])
+        stood = sum(max(0.0, until - at - PULSE_SECONDS) for at, until in gaps)
+        return ACK_SETTLES_SECONDS + min(stood, STALL_SECONDS)
 
     def sent_over(self, stall: tuple[int, float, float]) -> set[str]:
         """What a process sent before and while it was not renewing: the next owner may send it
@@ -266,7 +280,7 @@ class Deliveries:
     def _open_in_logs(self, end: dict[str, Any], lines: list[Any]) -> Counter[tuple[str, str]]:
         """What lies above the position stored at that moment. Where that was read so late that an
         heir may have stored it, it is the one below the first that was not acked in time."""
-        pid, over = end["pid"], end["at"] - ACK_SETTLES_SECONDS
+        pid, over = end["pid"], end["at"] - self._settles_seconds(end["pid"], end["at"])
         had = [line for line in lines if self._left(pid, line) is None]
         done = {(g, s): p for g, sources in end["done"].items() for s, p in sources.items()}
         if end.get("looked", end["at"]) - end["at"] > ACK_SETTLES_SECONDS:
@@ -285,7 +299,7 @@ class Deliveries:
             for pid, lines in self.of_pid.items()
             for line in lines
             if (left := self._left(pid, line)) is not None
-            and not self._acked_within(pid, line, left - ACK_SETTLES_SECONDS)
+            and not self._acked_within(pid, line, left - self._settles_seconds(pid, left))
         )
 
     def _left(self, pid: int, line: Line) -> float | None:
@@ -304,7 +318,8 @@ class Deliveries:
         for group, m in found:
             acks = self.acked.get((end["pid"], group, m), [])
             over = min(end["at"], self.closed.get((end["pid"], group), end["at"]))
-            found[group, m] -= sum(at < over - ACK_SETTLES_SECONDS for at in acks)
+            over -= self._settles_seconds(end["pid"], over)
+            found[group, m] -= sum(at < over for at in acks)
         return +found
 
 

@@ -9,6 +9,8 @@ the record never claims less open work than there was."""
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 from duly.kernel import failpoints
 from duly.ports import CONFIRMED, Delivery, Outcome, OutcomeKind, Subscription, SubscriptionSpec
 from duly.testing.journal import Journal
+from tests.crash.stage import PULSE_SECONDS
 
 REFUSE = b'"refuse":true'
 POISON = b'"poison":true'
@@ -26,6 +29,18 @@ _REFUSED = Outcome(OutcomeKind.REFUSED, "the harness refused it")
 _BESIDE = Outcome(
     OutcomeKind.UNAVAILABLE, "stored whole or not at all, and a message of it was refused"
 )
+
+
+def pulse(journal: Journal) -> None:
+    """Write a line every ``PULSE_SECONDS``, as long as the process lives: what is missing between
+    two of them is time in which none of its threads may have run."""
+
+    def beat() -> None:
+        while True:
+            journal.append("pulse")
+            time.sleep(PULSE_SECONDS)
+
+    threading.Thread(target=beat, name="crash-pulse", daemon=True).start()
 
 
 class Watch:

@@ -26,7 +26,7 @@ from duly.testing.failpoints import arm, parse
 from duly.testing.journal import Journal
 from tests.crash.shop import Gateway, make_app
 from tests.crash.stage import QUEUE
-from tests.crash.watched import REFUSE_CHANCE, Watch, WatchedBroker
+from tests.crash.watched import REFUSE_CHANCE, Watch, WatchedBroker, pulse
 
 
 def main(config: dict[str, Any]) -> int:
@@ -37,6 +37,7 @@ def main(config: dict[str, Any]) -> int:
     watch = Watch(journal)
     plans = parse(config.get("plan", ""))
     journal.append("start", plan=config.get("plan", ""), lease=config["lease"])
+    pulse(journal)
     asyncio.run(_serve(config, watch, plans))
     journal.append("end")
     return 0

@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -120,8 +121,11 @@ MADE_BY: dict[str, Any] = {
     "nats": NATS,
 }
 CLASSES: dict[str, Any] = {cls.__name__: cls for cls in (*MADE_BY.values(), PgBouncer, Container)}
+# Programs that tests run against the servers, with Debian's package; redis-cli comes with Redis.
+CLIENTS = {"kcat": "kcat"}
 # What goes with a URL that is given from outside.
 BESIDE = {
+    "DULY_TEST_ACTIVEMQ": ("DULY_TEST_ACTIVEMQ_JARS",),
     "DULY_TEST_RABBITMQ": ("DULY_TEST_RABBITMQ_API",),
     "DULY_TEST_SFTP": ("DULY_TEST_SFTP_KEY", "DULY_TEST_SFTP_KNOWN_HOSTS"),
 }
@@ -249,13 +253,25 @@ def _forget(server: Server) -> None:
 def _install_packages(wanted: list[Kind]) -> dict[str, str]:
     """Install what is not on the machine; return why it could not be, by server."""
     absent = [kind for kind in wanted if kind.by_apt and kind.find() is None]
-    if absent and install.can_apt():
+    clients = [package for name, package in CLIENTS.items() if shutil.which(name) is None]
+    if (absent or clients) and install.can_apt():
         try:
-            install.apt([kind.package for kind in absent])
+            _apt([kind.package for kind in absent], clients)
         except ServerFailedError as error:
             # A wheel or Docker may still serve; else this is the reason shown.
             return {kind.name: str(error) for kind in absent}
     return {}
+
+
+def _apt(servers: list[str], clients: list[str]) -> None:
+    """A client that cannot be had keeps no server away: its tests say that it is missing."""
+    try:
+        install.apt([*servers, *clients])
+    except ServerFailedError:
+        if not clients:
+            raise
+        if servers:
+            install.apt(servers)
 
 
 def _new(name: str, running: Mapping[str, Server]) -> Server:

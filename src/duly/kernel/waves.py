@@ -30,10 +30,8 @@ class Waves(Generic[R]):
     def __init__(self, key_of: Callable[[R], K | None]) -> None:
         self._key_of = key_of
         self._runnable: deque[R] = deque()
-        self._waiting: dict[
-            K, deque[R]
-        ] = {}  # a key is here while a row of it is runnable or under way
-        self._under_way: set[K] = set()
+        # A key is here while a row of it is runnable or under way; with those behind it, if any.
+        self._waiting: dict[K, deque[R] | None] = {}
         self._queued = 0
 
     def __len__(self) -> int:
@@ -42,50 +40,56 @@ class Waves(Generic[R]):
 
     def offer(self, rows: Iterable[R]) -> None:
         """Queue rows, in the order of their ids."""
+        key_of, waiting, runnable = self._key_of, self._waiting, self._runnable
         for row in rows:
-            key = self._key_of(row)
             self._queued += 1
+            key = key_of(row)
             if key is None:
-                self._runnable.append(row)
-            elif key in self._waiting:
-                self._waiting[key].append(row)
+                runnable.append(row)
+            elif key not in waiting:
+                waiting[key] = None
+                runnable.append(row)
+            elif (behind := waiting[key]) is None:
+                waiting[key] = deque((row,))
             else:
-                self._waiting[key] = deque()
-                self._runnable.append(row)
+                behind.append(row)
 
     def take(self, most: int) -> list[R]:
         """Up to ``most`` rows that may go now; they are under way until ``finish``."""
         taken = [self._runnable.popleft() for _ in range(min(most, len(self._runnable)))]
         self._queued -= len(taken)
-        self._under_way.update(key for row in taken if (key := self._key_of(row)) is not None)
         return taken
 
     def finish(self, rows: Iterable[R]) -> None:
         """These rows are not under way any more; the next ones of their keys may go."""
+        key_of = self._key_of
         for row in rows:
-            key = self._key_of(row)
+            key = key_of(row)
             if key is not None:
-                self._under_way.discard(key)
                 self._advance(key)
 
     def forget(self, unwanted: Callable[[R], bool]) -> list[R]:
         """Drop queued rows and return them. What is under way stays, and keeps its key in use."""
         dropped: list[R] = []
         self._runnable = self._sift(self._runnable, unwanted, dropped)
+        # Of a key only one row is runnable, and then none is under way: the next may go instead.
+        bereft = [key for row in dropped if (key := self._key_of(row)) is not None]
         for key, behind in self._waiting.items():
-            self._waiting[key] = self._sift(behind, unwanted, dropped)
+            if behind is not None:
+                self._waiting[key] = self._sift(behind, unwanted, dropped) or None
         self._queued -= len(dropped)
-        runnable = {self._key_of(row) for row in self._runnable}
-        for key in {self._key_of(row) for row in dropped} - runnable - self._under_way - {None}:
+        for key in bereft:
             self._advance(key)
         return dropped
 
     def _advance(self, key: K) -> None:
         behind = self._waiting[key]
-        if behind:
-            self._runnable.append(behind.popleft())
-        else:
+        if behind is None:
             del self._waiting[key]
+            return
+        self._runnable.append(behind.popleft())
+        if not behind:
+            self._waiting[key] = None
 
     @staticmethod
     def _sift(rows: deque[R], unwanted: Callable[[R], bool], dropped: list[R]) -> deque[R]:

@@ -41,15 +41,16 @@ O = OutcomeKind  # noqa: E741  # one letter in the table below reads better
 _HEADERS = msgspec.json.Decoder(dict[str, str])
 _DONE = Verdict(VerdictKind.DONE)
 _UNROUTED = Verdict(VerdictKind.UNROUTED)
+_CONFIRMED = O.CONFIRMED  # asked for every message, and an Enum answers slowly
 _NOT_READY = Verdict(VerdictKind.LATER, "BROKER_UNAVAILABLE: topics are not declared yet")
 _REFUSED = (O.REFUSED, O.IMPOSSIBLE)
 _BEHIND = Verdict(VerdictKind.STALE, "BEHIND_A_FAILURE")
 
 
 class RelayWork:
-    """The work behind the outbox's lanes. batch_max: messages of one publish. ready: whether topics
-    and groups are declared, so that nothing is sent past them. in_flight_max:
-    publishes at once.
+    """The work behind the outbox's lanes. batch_max: messages that are read together; a publish has
+    half of them, or all where the broker stores a batch whole. ready: whether topics and groups are
+    declared, so that nothing is sent past them. in_flight_max: publishes at once.
     """
 
     box = "outbox"
@@ -67,13 +68,14 @@ class RelayWork:
         ready: Callable[[], bool] = lambda: True,
     ) -> None:
         self._broker, self._routes, self._hooks, self._ready = broker, routes, hooks, ready
-        self._atomic = broker.features.atomic_batch
-        self.batch_max = batch_max
+        self._atomic, self._pipelined = broker.features.atomic_batch, routes.pipelined
+        # Halves, so that the broker has the next while the last is settled and its keys are free.
+        self.batch_max = batch_max if self._atomic else max(1, batch_max // 2)
         self.in_flight_max = 1 if self._atomic else in_flight_max
 
     def order_key(self, row: Row) -> tuple[str, str] | None:
         """(topic, key), None for keyless rows and pipelined routes."""
-        if row.key is None or self._routes.of(row.topic).order == "pipelined":
+        if row.key is None or row.topic in self._pipelined:
             return None
         return (row.topic, row.key)
 
@@ -81,7 +83,9 @@ class RelayWork:
         """None where the broker stores a batch whole and in order: then one publish may hold many
         rows of a key.
         """
-        return None if self._atomic else self.order_key(row)
+        if self._atomic or row.key is None or row.topic in self._pipelined:
+            return None
+        return (row.topic, row.key)
 
     def retry_of(self, row: Row) -> Retry:
         """The retry policy of the row's route."""
@@ -104,16 +108,12 @@ class RelayWork:
             left = began + deadline_seconds - time.monotonic()
             messages = [message for _, message in sending]
             outcomes = await send(self._broker.publish, messages, deadline_seconds=max(0.0, left))
-            for (place, _), outcome in zip(sending, outcomes, strict=True):
-                verdicts[place] = (
-                    _DONE if outcome.kind is O.CONFIRMED else self._verdict(rows[place], outcome)
-                )
-            unsent = [
-                one
-                for one, outcome in zip(sending, outcomes, strict=True)
-                if outcome.kind is O.UNAVAILABLE
-            ]
-            refused = self._atomic and any(o.kind in _REFUSED for o in outcomes)
+            answered = zip(sending, outcomes, strict=True)
+            others = [pair for pair in answered if pair[1].kind is not _CONFIRMED]
+            for (place, _), outcome in others:
+                verdicts[place] = self._verdict(rows[place], outcome)
+            refused = self._atomic and any(outcome.kind in _REFUSED for _, outcome in others)
+            unsent = [one for one, outcome in others if outcome.kind is O.UNAVAILABLE]
             sending = self._torn(rows, verdicts, unsent) if refused else []
         failpoints.hit(failpoints.RELAY_CONFIRMED)
         self._report(rows, verdicts, time.monotonic() - began)
@@ -136,6 +136,7 @@ class RelayWork:
             if key is not None and failed.get(key, place) < place:
                 verdicts[place] = _BEHIND
             else:
+                verdicts[place] = _DONE  # unless the next answer says otherwise
                 again.append((place, message))
         return again
 
@@ -175,7 +176,7 @@ class RelayWork:
 
     def _report(self, rows: Sequence[Row], verdicts: Sequence[Verdict], seconds: float) -> None:
         done = Counter(
-            row.topic for row, verdict in zip(rows, verdicts, strict=True) if verdict is _DONE
+            [row.topic for row, verdict in zip(rows, verdicts, strict=True) if verdict is _DONE]
         )
         for topic, count in done.items():
             self._hooks.emit(Relayed(topic=topic, count=count, seconds=seconds))

@@ -40,9 +40,12 @@ class Route:
 
 
 class Routes:
-    """The routes of one App; a topic without one has the defaults."""
+    """The routes of one App; a topic without one has the defaults. pipelined: the topics that give
+    up order.
+    """
 
     def __init__(self) -> None:
+        self.pipelined: set[str] = set()
         self._by_topic: dict[str, Route] = {}
         self._default = Route()
 
@@ -51,6 +54,8 @@ class Routes:
         check_name(topic, "topic")
         if self._by_topic.setdefault(topic, route) != route:
             raise ConfigurationError(f"the route of {topic!r} is declared twice, differently")
+        if route.order == "pipelined":
+            self.pipelined.add(topic)
 
     def of(self, topic: str) -> Route:
         """The route of a topic."""

@@ -32,7 +32,7 @@ from duly.kernel.lifecycle import OUTBOX
 from duly.observe.facts import Failed, HandlerFailed, Held, SendFailed, StillStuck
 from duly.observe.hooks import Hooks
 from duly.ports import Clock, Statement
-from duly.runtime.aside import Aside, note, note_name, noted
+from duly.runtime.aside import REPORT_SECONDS, Aside, note, note_name, noted
 from duly.runtime.box import Box, Failure, Key, Reading
 from duly.runtime.connection import ConnectionThread
 from duly.runtime.floor import Writers
@@ -44,6 +44,7 @@ __all__ = ["LaneReader", "LaneTiming"]
 
 DEADLINE_MIN_SECONDS = 0.3  # nothing is handed over with less time than this, or this share of ttl
 WAIT_SECONDS = 0.5  # of a row that waits for somebody else
+TELL_SECONDS = 3.0  # a trouble that lasts so long is told
 HORIZON_SECONDS = 0.05  # between two looks at who is writing
 IDLE_SWEEP_SECONDS = 60.0  # a reader that had nothing to do since its last sweep sweeps this rarely
 
@@ -92,6 +93,7 @@ class LaneReader:
         self._changed = asyncio.Event()
         self._stopping = self._active = self._read_since_look = self._restless = False
         self._troubles = 0
+        self._trouble_since = self._next_told = 0.0
         self._quiet_until = self._next_look = self._next_horizon = 0.0
         self._next_sweep = self._next_busy_sweep = 0.0
         self._aside = Aside()
@@ -166,13 +168,13 @@ class LaneReader:
             self._memory.look_everywhere(from_start=True)
         if now >= self._quiet_until:
             memory = self._memory
+            if not self._stopping:  # first what the broker can do while the database is asked
+                self._start_waves(now)
+                self._start_reading(now)
             if memory.settling:
                 self._start("settle", self._settle)
             if self._notes:
                 self._start("notes", self._store_notes)
-            if not self._stopping:
-                self._start_reading(now)
-                self._start_waves(now)
             if memory.failing or memory.following or memory.freeing:  # waves may meet followers
                 self._start("failures", self._store_failures)
         self._start_releasing()
@@ -210,9 +212,24 @@ class LaneReader:
 
     def _rest(self) -> None:
         """Database or broker are in trouble: nothing happens for a while."""
+        now = self._clock.monotonic()
+        if not self._troubles:
+            self._trouble_since = now
         self._troubles += 1
-        delay = _TROUBLE.delay(self._troubles, random.random())
-        self._quiet_until = self._clock.monotonic() + delay
+        self._quiet_until = now + _TROUBLE.delay(self._troubles, random.random())
+
+    def _tell_of_trouble(self, error: str, count: int) -> None:
+        """Once it lasts, and every minute then: a broker may be there and answer nothing."""
+        now = self._clock.monotonic()
+        age = now - self._trouble_since
+        if age < TELL_SECONDS or now < self._next_told:
+            return
+        self._next_told = now + REPORT_SECONDS
+        code = error.partition(":")[0]
+        _log.warning("%s: stuck for %.0f s: %s", self._box.scope, age, error, extra={"code": code})
+        if age >= REPORT_SECONDS:
+            name = self._box.name
+            self._hooks.emit(StillStuck(what=name, code=code, count=count, oldest_seconds=age))
 
     # --- reading ----------------------------------------------------------------------------------
     def _start_reading(self, now: float) -> None:
@@ -353,8 +370,10 @@ class LaneReader:
                 well = self._aside.went_well({row.topic for row in rows})
                 self._notes |= dict.fromkeys(well)
             return
-        if any(verdict.kind is K.LATER for verdict in verdicts):
+        whole = [verdict.error for verdict in verdicts if verdict.kind is K.LATER]
+        if whole:
             self._rest()
+            self._tell_of_trouble(whole[0], len(later))
         failed = [
             (row.topic, verdict.error)
             for row, verdict in zip(rows, verdicts, strict=True)
@@ -399,8 +418,8 @@ class LaneReader:
     # --- storing ----------------------------------------------------------------------------------
     async def _settle(self) -> None:
         memory = self._memory
-        rows = list(memory.settling)
-        held = [pair for pair in rows if memory.is_held(pair[0])]
+        rows = memory.settling.copy()
+        held = [pair for pair in rows if memory.is_held(pair[0])] if memory.freeing_any else []
         free = [pair for pair in rows if not memory.is_held(pair[0])] if held else rows
         if free:
             await self._writer.ask(self._box.settle(free))

@@ -34,6 +34,7 @@ __all__ = ["FACTS", "LaneMemory"]
 
 K = VerdictKind
 FACTS = (K.DONE, K.UNROUTED, K.SETTLED)
+_DONE = K.DONE  # asked for every row, and an Enum answers slowly
 _STORED = (K.RETRY, K.WAIT, K.FAILED, K.HELD)
 
 
@@ -158,6 +159,11 @@ class LaneMemory:
         self._holds -= set(keys) - self._in_question()
         self.look_held = True
 
+    @property
+    def freeing_any(self) -> bool:
+        """Whether ``is_held`` may be true of any row."""
+        return bool(self._drained or self._holds)
+
     def is_held(self, row: Row) -> bool:
         """Whether settling this row may free others."""
         return row.key is not None and (
@@ -194,7 +200,7 @@ class LaneMemory:
         later: list[Row] = []
         keys_over: set[Key] = set()  # of these nothing more is stored: what comes first is not done
         for row, verdict in zip(rows, verdicts, strict=True):
-            if verdict.kind is K.DONE:
+            if verdict.kind is _DONE:
                 self.settling.append((row, "sent"))
             elif verdict.kind is K.UNROUTED:
                 self.settling.append((row, "unrouted"))
@@ -264,6 +270,8 @@ class LaneMemory:
         self.holds_died(died)
 
     def _forget(self, rows: Iterable[Row]) -> None:
+        pop, drained = self.busy.pop, self._drained
         for row in rows:
-            self.busy.pop(row.id, None)
-            self._drained.discard(row.id)
+            pop(row.id, None)
+            if drained:
+                drained.discard(row.id)

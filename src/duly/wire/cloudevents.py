@@ -33,6 +33,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cache, lru_cache
 from itertools import chain
+from typing import Generic, TypeAlias, TypeVar
 
 import msgspec
 
@@ -54,6 +55,7 @@ from duly.message import (
 __all__ = [
     "CONTENT_TYPE",
     "STRUCTURED_CONTENT_TYPE",
+    "HeaderWriter",
     "common_of",
     "from_headers",
     "from_structured",
@@ -84,6 +86,10 @@ _COMMON_MAX = 16
 _ALL_TEXT = {str, bytes}
 
 
+T = TypeVar("T")
+_Sort: TypeAlias = tuple[str, str, str, str]  # type, kind, source, version
+
+
 class _BrokenError(ValueError):
     """An attribute that must not be guessed is illegal."""
 
@@ -95,23 +101,61 @@ def to_headers(message: Message, *, prefix: str) -> dict[str, str]:
 
     User headers travel without the prefix, traceparent among them.
     """
+    out = {name: value for name, value in message.headers.items() if name not in _CORE}
+    return out | _shared_headers(_sort_of(message), prefix) | _own_headers(message, prefix)
+
+
+class HeaderWriter(Generic[T]):
+    """Writes what ``to_headers`` says in the form of an adapter, in two parts: what all messages of
+    one sort have in common is encoded once.
+
+    encode: headers as the adapter writes them; what it raises is raised by ``write``.
+    """
+
+    def __init__(self, prefix: str, encode: Callable[[Mapping[str, str]], T]) -> None:
+        self._prefix, self._encode = prefix, encode
+        self._shared = lru_cache(maxsize=1024)(self._encode_shared)
+
+    def write(self, message: Message) -> tuple[T, T]:
+        """What its sort has in common, and what is its own; no header is in both."""
+        names, shared = self._shared(_sort_of(message))
+        own = {name: value for name, value in message.headers.items() if name not in _CORE}
+        if own and not names.isdisjoint(own):
+            own = {name: value for name, value in own.items() if name not in names}
+        own.update(_own_headers(message, self._prefix))
+        return shared, self._encode(own)
+
+    def _encode_shared(self, sort: _Sort) -> tuple[frozenset[str], T]:
+        headers = _shared_headers(sort, self._prefix)
+        return frozenset(headers), self._encode(headers)
+
+
+def _sort_of(message: Message) -> _Sort:
     headers = message.headers
-    source = headers.get(HEADER_SOURCE, "")
+    source, version = headers.get(HEADER_SOURCE, ""), headers.get(HEADER_VERSION, "")
+    return message.type, message.kind, source, version
+
+
+def _shared_headers(sort: _Sort, prefix: str) -> dict[str, str]:
+    type_, kind, source, version = sort
     attributes = {
         "specversion": "1.0",
-        "id": message.id,
-        "type": message.type,
+        "type": type_,
         "source": _OUR_SOURCES + source if not source or is_name(source) else source,
-        "time": headers.get(HEADER_TIME, ""),
         "datacontenttype": CONTENT_TYPE,
-        "partitionkey": message.key or "",
-        "dulykind": message.kind,
-        HEADER_VERSION: headers.get(HEADER_VERSION, ""),
-        HEADER_REPLACES: headers.get(HEADER_REPLACES, ""),
+        "dulykind": kind,
+        HEADER_VERSION: version,
     }
-    out = {name: value for name, value in headers.items() if name not in _CORE}
-    out.update((prefix + name, value) for name, value in attributes.items() if value)
-    return out
+    return {prefix + name: value for name, value in attributes.items() if value}
+
+
+def _own_headers(message: Message, prefix: str) -> dict[str, str]:
+    id_, moment, key = own_names(prefix)
+    headers = message.headers
+    own = {id_: message.id, moment: headers.get(HEADER_TIME), key: message.key}
+    if HEADER_REPLACES in headers:
+        own[prefix + HEADER_REPLACES] = headers[HEADER_REPLACES]
+    return {name: value for name, value in own.items() if value}
 
 
 # --- in -------------------------------------------------------------------------------------------

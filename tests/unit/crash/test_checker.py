@@ -82,3 +82,14 @@ def test_a_position_read_late_excuses_nothing_that_was_acked_in_time(tmp_path: P
 def test_a_second_delivery_without_a_death_has_no_reason(tmp_path: Path) -> None:
     journal = (received(98.0, 2, 20), acked(98.1, 2, 20), received(99.0, 2, 20))
     assert judged(tmp_path, *journal) == (1, 1)
+
+
+def test_an_ack_of_a_process_that_stood_still_may_not_have_arrived(tmp_path: Path) -> None:
+    journal = (received(98.0, 1, 10, 11), acked(99.45, 1, 10, 11), received(102.0, 2, 10, 11))
+    steady = [line("pulse", DEATH - n * 0.25 - 0.1, 1) for n in reversed(range(16))]
+    assert judged(tmp_path, *steady, *journal, looked=101.5) == (2, 2)
+    assert judged(tmp_path, *steady[:-1], *journal, looked=101.5) == (2, 0)  # 0.35 s to its death
+    stood = [one for one in steady if not 98.2 < one["at"] < 98.8]
+    assert judged(tmp_path, *stood, *journal, looked=101.5) == (2, 0)
+    before = [one for one in steady if not 96.2 < one["at"] < 96.8]  # of no account any more
+    assert judged(tmp_path, *before, *journal, looked=101.5) == (2, 2)

@@ -16,8 +16,10 @@ from duly.errors import StaleLeaseError
 from duly.kernel.backoff import Retry
 from duly.kernel.names import place
 from duly.message import new_id
+from duly.observe.facts import Fact, StillStuck
 from duly.observe.hooks import Hooks
 from duly.ports import Connection, Result, Statement
+from duly.runtime import lanes
 from duly.runtime.box import Box, Failure, Reading
 from duly.runtime.clock import SystemClock
 from duly.runtime.lanes import LaneTiming
@@ -110,13 +112,15 @@ def store(connection: Connection, keys: Sequence[str | None]) -> list[str]:
 
 
 @asynccontextmanager
-async def running(database: SqliteDatabase, work: Script, **timing: float) -> AsyncIterator[Node]:
+async def running(
+    database: SqliteDatabase, work: Script, hooks: Hooks | None = None, **timing: float
+) -> AsyncIterator[Node]:
     clock = SystemClock()
     node = Node(
         database,
         [work],
         clock=clock,
-        hooks=Hooks(),
+        hooks=hooks or Hooks(),
         deadlines=Deadlines(clock),
         lease=LeaseTiming(1.0, 0.25),
         lanes=LaneTiming(batch=50, poll_every=0.1, **timing),  # type: ignore[arg-type]
@@ -339,3 +343,26 @@ async def test_a_row_that_waits_for_somebody_uses_up_no_attempt_and_stops_nobody
         await until(lambda: not rows_left(database))
     assert [row.message_id for row in work.done] == [ids[2], ids[0], ids[1]]
     assert {row.attempts for row in work.tried} == {0}
+
+
+async def test_a_trouble_that_lasts_is_told_and_told_again(
+    database: SqliteDatabase, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "TELL_SECONDS", 0.2)
+    monkeypatch.setattr(lanes, "REPORT_SECONDS", 0.3)
+    facts: list[Fact] = []
+    connection = database.connect()
+    store(connection, ["a", "b"])
+    connection.close()
+    work, hooks = Script(lambda row: LATER), Hooks()
+    hooks.add(facts.append)
+    async with running(database, work, hooks):
+        await until(lambda: any(isinstance(fact, StillStuck) for fact in facts))
+        work.answer = lambda row: DONE
+        await until(lambda: len(work.done) == 2)
+    told = [record for record in caplog.records if record.name == "duly.lanes"]
+    assert {record.__dict__["code"] for record in told} == {"BROKER_UNAVAILABLE"}
+    assert 2 <= len(told) < len(work.tried)
+    [stuck, *_] = [fact for fact in facts if isinstance(fact, StillStuck)]
+    assert (stuck.what, stuck.code) == ("outbox", "BROKER_UNAVAILABLE")
+    assert stuck.oldest_seconds >= 0.3

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from duly.message import HEADER_BYTES_MAX, HEADER_UNDECODABLE, HEADERS_MAX, Message
-from duly.wire.cloudevents import _common, from_headers, from_structured, to_headers
+from duly.wire.cloudevents import HeaderWriter, _common, from_headers, from_structured, to_headers
 
 AMQP, KAFKA = "cloudEvents:", "ce_"
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -54,6 +54,28 @@ def test_headers_are_those_of_the_specification():
         "cloudEvents:dulyversion": "3",
         "cloudEvents:dulyreplaces": "0192f0c1",
     }
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        FULL.headers,
+        {},
+        {"source": "https://shop.example/x", "time": "", "dulyreplaces": ""},
+        {"tenant": "t", "ce_type": "overridden", "ce_id": "overridden", "ce_dulyversion": "kept"},
+    ],
+)
+@pytest.mark.parametrize("key", ["k", "", None])
+def test_a_writer_writes_the_same_headers_in_two_parts(headers, key):
+    written = []
+    writer = HeaderWriter(KAFKA, lambda part: written.append(part) or dict(part))
+    message = Message("id", FULL.type, "event", "orders", key, b"{}", headers)
+    shared, own = writer.write(message)
+    assert shared.keys().isdisjoint(own)
+    assert shared | own == to_headers(message, prefix=KAFKA)
+    again = Message("other", FULL.type, "event", "refunds", "k", b"{}", headers)
+    assert writer.write(again)[0] is shared
+    assert len(written) == 3  # what they have in common is encoded once
 
 
 @pytest.mark.parametrize("prefix", [AMQP, "cloudEvents_", KAFKA, "ce-"])

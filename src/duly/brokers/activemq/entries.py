@@ -1,4 +1,4 @@
-"""Messages as STOMP frames: CloudEvents attributes as headers with ``ce_``. Pure.
+"""Messages as STOMP frames, or as properties: CloudEvents attributes as headers with ``ce_``. Pure.
 
 User headers travel under their own names, but for those that mean something to STOMP or the
 server: these get ``duly-header-`` before them. Invariant: what ``send`` writes, ``decode`` reads
@@ -7,19 +7,21 @@ back, and no header of a user can redirect, delay or expire a message.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
-from duly.brokers.activemq.frames import Frame, escape
+from duly.brokers.activemq.frames import Frame, escape, needs_escape
 from duly.message import Message
 from duly.wire.cloudevents import (
     CONTENT_TYPE,
     STRUCTURED_CONTENT_TYPE,
+    HeaderWriter,
     from_headers,
     from_structured,
     to_headers,
 )
 
-__all__ = ["PREFIX", "decode", "send"]
+__all__ = ["PREFIX", "decode", "properties", "send"]
 
 PREFIX = "ce_"
 _ASIDE = "duly-header-"
@@ -40,20 +42,39 @@ def send(message: Message, head: str) -> bytes:
 
     Raises ValueError for what cannot travel, UnicodeEncodeError among them.
     """
-    headers = to_headers(message, prefix=PREFIX)
-    lines = [f"{_wire_name(name)}:{escape(value)}\n" for name, value in headers.items()]
-    if message.key:
-        lines.append(f"JMSXGroupID:{escape(message.key)}\n")
-    text = f"{head}{''.join(lines)}content-type:{CONTENT_TYPE}\n"
+    shared, own = _WRITER.write(message)
+    group = f"JMSXGroupID:{escape(message.key)}\n" if message.key else ""
+    text = f"{head}{shared}{own}{group}content-type:{CONTENT_TYPE}\n"
     if "\0" in text:
         raise ValueError("NUL in a header")
     frame = f"{text}content-length:{len(message.payload)}\n\n".encode()
     return b"".join((frame, message.payload, b"\0"))
 
 
+def _lines(headers: Mapping[str, str]) -> str:
+    if needs_escape("".join(headers.values())):  # one look instead of one for each
+        return "".join([f"{_wire_name(n)}:{escape(value)}\n" for n, value in headers.items()])
+    return "".join([f"{_wire_name(name)}:{value}\n" for name, value in headers.items()])
+
+
+_WRITER = HeaderWriter(PREFIX, _lines)
+
+
+def properties(message: Message) -> dict[str, str]:
+    """What the server keeps beside the body of such a frame; of a message without a key."""
+    headers = to_headers(message, prefix=PREFIX)
+    return {_own_name(name): value for name, value in headers.items()} | {
+        "content-type": CONTENT_TYPE
+    }
+
+
 @lru_cache(maxsize=4096)
 def _wire_name(name: str) -> str:
-    return escape(_ASIDE + name if _is_reserved(name) else name)
+    return escape(_own_name(name))
+
+
+def _own_name(name: str) -> str:
+    return _ASIDE + name if _is_reserved(name) else name
 
 
 def _is_reserved(name: str) -> bool:

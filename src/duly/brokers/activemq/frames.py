@@ -11,7 +11,16 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-__all__ = ["FRAME_BYTES_MAX", "HEARTBEAT", "Frame", "Parser", "ack", "encode", "escape"]
+__all__ = [
+    "FRAME_BYTES_MAX",
+    "HEARTBEAT",
+    "Frame",
+    "Parser",
+    "ack",
+    "encode",
+    "escape",
+    "needs_escape",
+]
 
 FRAME_BYTES_MAX = 64_000_000
 HEAD_BYTES_MAX = 262_144
@@ -59,6 +68,11 @@ def _unescaped(raw: bytes) -> str:
 
 
 # --- out ------------------------------------------------------------------------------------------
+def needs_escape(text: str) -> bool:
+    """Whether ``escape`` would change it."""
+    return _UNSAFE.search(text) is not None
+
+
 def escape(text: str) -> str:
     """A header's name or value as it travels."""
     return text.translate(_ESCAPES) if _UNSAFE.search(text) else text

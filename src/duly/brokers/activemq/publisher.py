@@ -94,6 +94,7 @@ class _Route:
     topic: TopicSpec
     address: str
     head: str  # the first lines of its SEND frames
+    head_within: str  # the same in a transaction
     read: bool = False  # whether it has a queue
     known_until: float = 0.0
     careful_until: float = 0.0
@@ -205,11 +206,10 @@ class Publisher:
                 receipt = self._expect(connection, _Sent(sent.call, sent.route, [place], [piece]))
                 connection.emit(piece.replace(b"\n", b"\nreceipt:%s\n" % receipt.encode(), 1))
             return
-        begin = b"BEGIN\ntransaction:t\n\n\0"
-        in_transaction = [p.replace(b"\n", b"\ntransaction:t\n", 1) for p in sent.pieces]
+        pieces = sent.pieces
         receipt = self._expect(connection, sent)
         commit = f"COMMIT\ntransaction:t\nreceipt:{receipt}\n\n\0".encode()
-        connection.emit(b"".join((begin, *in_transaction, commit)))
+        connection.emit(b"".join((b"BEGIN\ntransaction:t\n\n\0", *pieces, commit)))
 
     def _expect(self, connection: Connection, sent: _Sent) -> str:
         self._last += 1
@@ -237,7 +237,8 @@ class Publisher:
             topic = TopicSpec(message.topic, message.kind)
             address = address_of(self._link.settings.prefix, topic)
             head = f"SEND\ndestination:{address}\ndestination-type:{routing_of(topic)}\n"
-            route = _Route(topic, address, f"{head}persistent:true\n")
+            head += "persistent:true\n"
+            route = _Route(topic, address, head, f"{head}transaction:t\n")
             self._routes[message.kind, message.topic] = route
         return route
 
@@ -314,7 +315,7 @@ def _encoded(message: Message, route: _Route, *, now: float) -> bytes | Outcome:
         text = f"{len(message.payload)} bytes, at most {PAYLOAD_BYTES_MAX}"
         return Outcome(OutcomeKind.IMPOSSIBLE, text)
     try:
-        return send(message, route.head)
+        return send(message, route.head if route.careful_until > now else route.head_within)
     except ValueError as error:  # UnicodeEncodeError among them
         return Outcome(OutcomeKind.IMPOSSIBLE, f"not encodable: {error}"[:200])
 

@@ -277,9 +277,10 @@ def _produce(
     except UnicodeEncodeError as error:
         return Outcome(OutcomeKind.IMPOSSIBLE, f"not encodable: {error}"[:200])
     topic = topic_name(message.kind, message.topic, line.prefix)
+    value = message.payload or None  # compaction removes a key for no value, not for an empty one
     while True:
         try:
-            line.producer.produce(topic, message.payload, key, headers=headers, on_delivery=report)
+            line.producer.produce(topic, value, key, headers=headers, on_delivery=report)
         except BufferError:  # its queue is full; reports make room
             if time.monotonic() >= deadline:
                 return Outcome(OutcomeKind.UNAVAILABLE, "too much is under way")

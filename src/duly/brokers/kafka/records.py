@@ -8,16 +8,16 @@ Invariant: reading never raises, and a record without an id has one that every r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from duly.message import Message, is_key
 from duly.wire.cloudevents import (
     CONTENT_TYPE,
     STRUCTURED_CONTENT_TYPE,
+    HeaderWriter,
     from_headers,
     from_structured,
-    to_headers,
 )
 
 __all__ = ["PREFIX", "from_record", "headers_of"]
@@ -29,10 +29,17 @@ _KEY = f"{PREFIX}partitionkey"
 
 def headers_of(message: Message) -> list[tuple[str, bytes]]:
     """The record's headers. Raises UnicodeEncodeError for what is no text."""
-    headers = to_headers(message, prefix=PREFIX)
-    del headers[f"{PREFIX}datacontenttype"]
-    headers[_CONTENT_TYPE] = CONTENT_TYPE
-    return [(name, value.encode()) for name, value in headers.items()]
+    shared, own = _WRITER.write(message)
+    return [*shared, *own, _JSON]
+
+
+def _encoded(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
+    return [(name, value.encode()) for name, value in headers.items() if name not in _TYPES]
+
+
+_TYPES = frozenset({_CONTENT_TYPE, f"{PREFIX}datacontenttype"})
+_JSON = (_CONTENT_TYPE, CONTENT_TYPE.encode())
+_WRITER = HeaderWriter(PREFIX, _encoded)
 
 
 def from_record(record: Any, *, topic: str) -> Message:

@@ -26,7 +26,7 @@ from duly.brokers.nats.api import (
     RefusedError,
 )
 from duly.brokers.nats.consumer import NatsSubscription
-from duly.brokers.nats.durability import judge, read_monitor
+from duly.brokers.nats.durability import judge, read_illness, read_monitor
 from duly.brokers.nats.headers import PREFIX, decode
 from duly.brokers.nats.link import Connection, Link
 from duly.brokers.nats.publisher import PAYLOAD_BYTES_MAX, Call, Publisher
@@ -175,6 +175,7 @@ class NatsBroker:
     async def inspect(self) -> Sequence[Finding]:
         """Version, durability, streams and TLS of the server, as far as it tells."""
         monitor = await asyncio.to_thread(read_monitor, self._settings)
+        illness = await asyncio.to_thread(read_illness, self._settings)
         try:
             info = await self._ask(self._info(), DECLARE_SECONDS)
             streams = await self._ask(self._streams(), DECLARE_SECONDS)
@@ -184,7 +185,7 @@ class NatsBroker:
         except DulyError as error:
             fix = "Check the login, its rights on $JS.API and _INBOX, and TLS."
             return [Finding(error.code, Severity.RED, error.detail, fix)]
-        return judge(self._settings, info, streams=streams, monitor=monitor)
+        return judge(self._settings, info, streams=streams, monitor=monitor, illness=illness)
 
     async def _info(self) -> dict[str, Any]:
         return dict((await self._consuming.settled())._server_info)

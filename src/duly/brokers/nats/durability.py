@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from duly.brokers.nats.settings import Settings
 from duly.ports import Finding, Severity
 
-__all__ = ["judge", "read_monitor"]
+__all__ = ["judge", "read_illness", "read_monitor"]
 
 MONITOR_SECONDS = 3.0
 _SAFE_VERSION = (2, 12, 7)  # older ones have published security holes
@@ -29,13 +30,16 @@ def judge(
     *,
     streams: Sequence[Mapping[str, Any]],
     monitor: Mapping[str, Any] | str | None,
+    illness: str = "",
 ) -> list[Finding]:
     """The findings. info: the server's INFO. streams: the ``config`` of those under our prefix.
-    monitor: the answer of its endpoint, or why there is none; None when the URL names none."""
+    monitor: the answer of its endpoint, or why there is none; None when the URL names none.
+    illness: what its health check complains of."""
     return [
         _tls(settings),
         _server(info),
         _sync(settings, streams, monitor),
+        *_health(illness),
         *_streams(streams),
     ]
 
@@ -44,15 +48,34 @@ def read_monitor(settings: Settings) -> Mapping[str, Any] | str | None:
     """What the monitoring endpoint says of JetStream, or why it says nothing. Blocks."""
     if not settings.monitor:
         return None
-    host, _ = settings.hosts[0]
-    url = f"http://[{host}]" if ":" in host else f"http://{host}"
     try:
-        place = f"{url}:{settings.monitor}/jsz?config=true"
-        with urllib.request.urlopen(place, timeout=MONITOR_SECONDS) as answer:  # noqa: S310  # http
-            found = json.loads(answer.read(1_000_000))
+        found = _read(settings, "jsz?config=true")
     except (OSError, ValueError) as error:
         return f"port {settings.monitor} did not answer: {error}"
     return found if isinstance(found, dict) else "its answer is no object"
+
+
+def read_illness(settings: Settings) -> str:
+    """What the server's own health check complains of, empty when it is well or not asked. Blocks.
+
+    Only here a stream tells that it cannot write: to publishers it does not answer any more.
+    """
+    try:
+        if settings.monitor:
+            _read(settings, "healthz")
+    except urllib.error.HTTPError as error:
+        return error.read(1_000).decode(errors="replace")
+    except (OSError, ValueError):
+        pass  # whether it can be read at all is said by ``read_monitor``
+    return ""
+
+
+def _read(settings: Settings, page: str) -> Any:
+    host, _ = settings.hosts[0]
+    url = f"http://[{host}]" if ":" in host else f"http://{host}"
+    place = f"{url}:{settings.monitor}/{page}"
+    with urllib.request.urlopen(place, timeout=MONITOR_SECONDS) as answer:  # noqa: S310  # http
+        return json.loads(answer.read(1_000_000))
 
 
 def _tls(settings: Settings) -> Finding:
@@ -106,6 +129,13 @@ def _sync(
         seconds = config.get("sync_interval", 0) / 1e9
         text = f"one server that syncs every {seconds:.0f} s: power lost, up to that much is lost"
     return Finding(code, Severity.WEAK, text, fix, {"replicas": str(copies)})
+
+
+def _health(illness: str) -> Iterator[Finding]:
+    if illness:
+        fix = "Give its disk room and restart it: a stream that could not write takes no more."
+        text = f"the server is not well: {ascii(illness)[:300]}"
+        yield Finding("NATS_HEALTH", Severity.RED, text, fix)
 
 
 def _streams(streams: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:

@@ -13,7 +13,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from urllib.parse import unquote
 
-__all__ = ["MESSAGE_ID", "PREFIX", "decode", "encode", "status"]
+from duly.message import Message
+from duly.wire.cloudevents import HeaderWriter
+
+__all__ = ["MESSAGE_ID", "PREFIX", "block", "decode", "encode", "lines", "status"]
 
 PREFIX = "ce-"
 MESSAGE_ID = "Nats-Msg-Id"
@@ -23,19 +26,30 @@ _TO_ESCAPE = re.compile(r"[^!#$&-~]")  # all but printable ASCII, and '"', '%' a
 _BREAKS = re.compile(r"[\r\n\0]")
 
 
-def encode(headers: Mapping[str, str], message_id: str) -> bytes:
-    """The header block of a message.
+def encode(message: Message) -> bytes:
+    """The header block of a message. Raises ValueError for what cannot travel, UnicodeEncodeError.
 
-    headers: CloudEvents attributes with their prefix, and the user's. message_id: by which the
-    server drops a repetition. Raises ValueError for what cannot travel, UnicodeEncodeError.
+    Its id is in it once more, by which the server drops a repetition.
     """
+    shared, own = _WRITER.write(message)
+    return block(message.id, shared + own)
+
+
+def block(message_id: str, text: str) -> bytes:
+    """A header block. text: made by ``lines``. Raises as ``encode``."""
     if _BREAKS.search(message_id):
         raise ValueError("CR, LF or NUL in the message id")
+    return f"{_HEAD}{MESSAGE_ID}: {message_id}\r\n{text}\r\n".encode()
+
+
+def lines(headers: Mapping[str, str]) -> str:
+    """CloudEvents attributes with their prefix, and the user's headers. Raises as ``encode``."""
     if not _TO_ESCAPE.search("".join(headers.values())):  # one look instead of one for each
-        lines = [f"{_known_name(name)}: {value}\r\n" for name, value in headers.items()]
-    else:
-        lines = [f"{_known_name(n)}: {_value(n, value)}\r\n" for n, value in headers.items()]
-    return f"{_HEAD}{MESSAGE_ID}: {message_id}\r\n{''.join(lines)}\r\n".encode()
+        return "".join([f"{_known_name(name)}: {value}\r\n" for name, value in headers.items()])
+    return "".join([f"{_known_name(n)}: {_value(n, value)}\r\n" for n, value in headers.items()])
+
+
+_WRITER = HeaderWriter(PREFIX, lines)
 
 
 @lru_cache(maxsize=4096)

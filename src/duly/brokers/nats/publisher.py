@@ -21,14 +21,13 @@ import msgspec
 
 from duly.brokers.nats import frames
 from duly.brokers.nats.api import STREAM_MISSING, Api, RefusedError
-from duly.brokers.nats.headers import PREFIX, encode, status
+from duly.brokers.nats.headers import encode, status
 from duly.brokers.nats.link import Connection, Link
 from duly.brokers.nats.topology import PARTITIONS, partition_of, stream_name, subject_of
 from duly.errors import DulyError
 from duly.kernel import failpoints
 from duly.message import Message
 from duly.ports import CONFIRMED, Outcome, OutcomeKind, TopicSpec
-from duly.wire.cloudevents import to_headers
 
 __all__ = ["PAYLOAD_BYTES_MAX", "Call", "Publisher"]
 
@@ -42,6 +41,8 @@ MISSING_SECONDS = 1.0
 DENIED_SECONDS = 1.0
 
 _NO_RESPONDERS = 503
+# Nothing else tells: the server goes on, and its stream is silent until it is restarted.
+_NO_ANSWER = "the deadline passed; a stream that cannot write (a full disk) does not answer either"
 _TOO_LARGE = 10054
 # Full streams are the destination's fault; every other 503 and 429 is the server's, for now.
 _FULL = 10077
@@ -150,7 +151,7 @@ class Publisher:
             call.finish(self._link.reason.detail)
         else:
             loop = asyncio.get_running_loop()
-            call.timer = loop.call_later(left, self.give_up, call, "the deadline passed")
+            call.timer = loop.call_later(left, self.give_up, call, _NO_ANSWER)
             self._waiting.append(call)
             self.pump()
 
@@ -227,7 +228,7 @@ class Publisher:
             subject = route.subjects[_partition(message)]
             if self._denied and self._denied.get(subject.lower(), 0.0) > time.monotonic():
                 return _forbidden(subject)
-            block = encode(to_headers(message, prefix=PREFIX), message.id)
+            block = encode(message)
         except ValueError as error:  # UnicodeEncodeError among them
             return Outcome(OutcomeKind.IMPOSSIBLE, f"not encodable: {error}"[:200])
         size, limit = len(block) + len(message.payload), self.payload_bytes_max

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from duly.brokers.nats.durability import judge, read_monitor
+from duly.brokers.nats.durability import judge, read_illness, read_monitor
 from duly.brokers.nats.settings import parse
 from duly.ports import Finding, Severity
 
@@ -89,10 +89,11 @@ def test_streams_that_lose_what_nobody_has_read(change: dict[str, Any], code: st
 
 class _Answers(BaseHTTPRequestHandler):
     body = b""
+    status = 200
 
     def do_GET(self) -> None:
-        assert self.path == "/jsz?config=true"
-        self.send_response(200)
+        assert self.path in ("/jsz?config=true", "/healthz")
+        self.send_response(self.status)
         self.end_headers()
         self.wfile.write(self.body)
 
@@ -128,3 +129,23 @@ def test_a_monitor_that_does_not_answer(monitor: int) -> None:
     assert "did not answer" in str(read_monitor(parse("nats://127.0.0.1?monitor=1")))
     _Answers.body = b"<html>"
     assert "did not answer" in str(read_monitor(parse(f"nats://127.0.0.1?monitor={monitor}")))
+
+
+def test_a_server_that_complains_of_itself_is_red(monitor: int) -> None:
+    place = f"nats://127.0.0.1?monitor={monitor}"
+    _Answers.body = b'{"status":"ok"}'
+    assert read_illness(parse(place)) == ""
+    _Answers.body, _Answers.status = b'{"error":"no space left"}', 503
+    try:
+        illness = read_illness(parse(place))
+    finally:
+        _Answers.status = 200
+    assert illness == '{"error":"no space left"}'
+    for unread in ("nats://127.0.0.1", "nats://127.0.0.1?monitor=1"):
+        assert read_illness(parse(unread)) == ""
+    info = {"version": "2.12.8"}
+    found = {f.code: f for f in judge(parse(place), info, streams=[], monitor={}, illness=illness)}
+    assert found["NATS_HEALTH"].severity is Severity.RED
+    assert "no space left" in found["NATS_HEALTH"].message
+    assert "restart" in found["NATS_HEALTH"].fix
+    assert "NATS_HEALTH" not in [f.code for f in judge(parse(place), info, streams=[], monitor={})]

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duly.brokers.nats.headers import decode, encode, status
+from duly.brokers.nats import headers as nats_headers
+from duly.brokers.nats.headers import block, decode, lines, status
+from duly.message import Message
 
 # Lone surrogates are no text; CR, LF and NUL are refused, and tried below.
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"), max_size=40)
@@ -13,11 +15,30 @@ NAME = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_charac
 )
 
 
+def encode(headers: dict[str, str], message_id: str) -> bytes:
+    return block(message_id, lines(headers))
+
+
 def test_a_block_as_nats_writes_it() -> None:
-    block = encode({"ce-id": "a 1", "ce-type": "x.y", "trace": "p q"}, "a 1")
-    assert block == (
+    written = encode({"ce-id": "a 1", "ce-type": "x.y", "trace": "p q"}, "a 1")
+    assert written == (
         b"NATS/1.0\r\nNats-Msg-Id: a 1\r\nce-id: a%201\r\nce-type: x.y\r\ntrace: p q\r\n\r\n"
     )
+
+
+def test_the_block_of_a_message() -> None:
+    sent = Message("a 1", "x.y", "event", "orders", "ü", b"{}", {"trace": "p q", "source": "shop"})
+    assert decode(nats_headers.encode(sent)) == {
+        "Nats-Msg-Id": "a 1",
+        "ce-specversion": "1.0",
+        "ce-id": "a 1",
+        "ce-type": "x.y",
+        "ce-source": "/duly/shop",
+        "ce-datacontenttype": "application/json",
+        "ce-partitionkey": "ü",
+        "ce-dulykind": "event",
+        "trace": "p q",
+    }
 
 
 @pytest.mark.parametrize(
@@ -31,9 +52,9 @@ def test_a_block_as_nats_writes_it() -> None:
     ],
 )
 def test_attributes_are_encoded_as_in_http(value: str, written: str) -> None:
-    block = encode({"ce-k": value}, "id")
-    assert f"ce-k: {written}\r\n".encode() in block
-    assert decode(block)["ce-k"] == value
+    made = encode({"ce-k": value}, "id")
+    assert f"ce-k: {written}\r\n".encode() in made
+    assert decode(made)["ce-k"] == value
 
 
 @given(st.dictionaries(NAME, TEXT, max_size=6), st.dictionaries(st.just("ce-a"), TEXT))
@@ -69,8 +90,8 @@ def test_nothing_that_comes_raises(block: bytes) -> None:
 
 
 def test_the_first_of_a_repeated_name_and_names_of_others() -> None:
-    block = b"NATS/1.0\r\nCE-Id:one\r\nce-id: two\r\nx: \xff\r\nce-k: %FF%zz\r\n\r\n"
-    found = decode(block)
+    came = b"NATS/1.0\r\nCE-Id:one\r\nce-id: two\r\nx: \xff\r\nce-k: %FF%zz\r\n\r\n"
+    found = decode(came)
     assert found["ce-id"] == "one"
     assert found["x"] == "\udcff"
     assert found["ce-k"] == "\udcff%zz"

@@ -234,7 +234,8 @@ async def test_the_deadline_ends_the_sending(
     server.unsent_bytes = 1
     await asyncio.sleep(0.3)
     assert kinds(outcomes) == [CONFIRMED, *[UNKNOWN] * (sent - 1), *[UNAVAILABLE] * (500 - sent)]
-    assert server.aborted == ["the deadline passed"], "bytes on their way are discarded"
+    [why] = server.aborted  # bytes on their way are discarded
+    assert why.startswith("the deadline passed")
     for n in range(1, sent):
         server.answer(n)  # late
     assert len(server.sent) == sent

@@ -122,6 +122,24 @@ def test_a_start_that_fails_leaves_no_record(
     assert not (checkout / "rabbitmq.json").exists()
 
 
+def test_a_client_that_cannot_be_had_keeps_no_server_away(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def apt(packages: list[str]) -> None:
+        asked.append(packages)
+        if "kcat" in packages or "redis-server" not in packages:
+            raise ServerFailedError("apt-get install failed: no package kcat")
+
+    monkeypatch.setattr(install, "can_apt", lambda: True)
+    monkeypatch.setattr(install, "apt", apt)
+    monkeypatch.setattr(catalogue.shutil, "which", lambda name: None)
+    _, missing = started()
+    assert [packages[-1] for packages in asked] == ["kcat", "openssh-server"]
+    assert "apt-get" not in missing["redis"]  # its packages were installed, as far as apt says
+
+
 def test_docker_is_the_last_resort(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 

@@ -1,0 +1,128 @@
+"""Brokers whose disk is full: told with a code, found by `doctor`; nothing lost, and it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from duly import Tx
+from duly.ports import Severity
+from duly.runtime import lanes
+from tests.acceptance.shop_app import Placed, Shop, insert
+from tests.conftest import unavailable
+from tools.services import PrivateServer
+from tools.services.nats import NATS
+from tools.services.nats import find as find_nats
+from tools.services.redis import Redis
+from tools.services.redis import find as find_redis
+
+LARGE = "x" * 20_000
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 24 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=777", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True, timeout=20)
+
+
+@pytest.fixture(params=["nats", "redis", "redis that goes on"])
+def full(request: pytest.FixtureRequest, small_disk: Path) -> Iterator[tuple[PrivateServer, str]]:
+    """A server with its data there, and what ``doctor`` calls it when it cannot write."""
+    home = small_disk / "home"
+    home.mkdir(mode=0o777)
+    programs = find_nats() if request.param == "nats" else find_redis()
+    if programs is None:
+        unavailable(f"{request.param} is not on this machine; run: make services")
+    if request.param == "nats":
+        server = PrivateServer(NATS.create(home, programs))
+        server.url += f"/shop?monitor={server.environment['DULY_TEST_NATS_MONITOR']}"
+        code = "NATS_HEALTH"
+    else:
+        goes_on = request.param.endswith("goes on")  # with `always` Redis ends itself
+        more = "appendfsync everysec\n" if goes_on else ""
+        server = PrivateServer(Redis.create(home, programs, more=more))
+        code = "REDIS_DURABILITY" if goes_on else "BROKER_UNREACHABLE"
+    with server:
+        yield server, code
+
+
+async def until(true: Callable[[], Any]) -> None:
+    async with asyncio.timeout(60):
+        while not true():  # no event says so
+            await asyncio.sleep(0.02)
+
+
+def place(shop: Shop, first: int, count: int) -> None:
+    """So many large ones at once: what was handled makes room again."""
+    with Session(shop.engine) as session, session.begin():
+        for order_id in range(first, first + count):
+            session.execute(insert(-order_id))
+            shop.app.publish(session, Placed(order_id=order_id, note=LARGE), key=order_id)
+
+
+async def test_a_full_disk_of_the_broker(
+    full: tuple[PrivateServer, str],
+    small_disk: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lanes, "TELL_SECONDS", 0.2)
+    server, code = full
+    shop = Shop(f"sqlite:///{tmp_path / 'shop.db'}", server.url, send_timeout="0.4s")
+
+    @shop.app.on(Placed, group="sales")
+    def bill(event: Placed, tx: Tx) -> None:
+        tx.session.execute(insert(event.order_id))
+
+    shop.prepare()
+    async with shop.app.running():
+        place(shop, 1, 3)
+        await until(lambda: shop.work() == [1, 2, 3])
+        filler = small_disk / "filler"
+        filler.write_bytes(b"x" * (free(small_disk) - 50_000))
+        with caplog.at_level(logging.WARNING):
+            for first in range(4, 1_000, 20):  # Redis notices a second after it has confirmed
+                place(shop, first, 20)
+                await asyncio.sleep(0.3)
+                if told := codes(caplog):
+                    break
+        assert told <= {"OUTCOME_UNKNOWN", "BROKER_UNAVAILABLE"}
+        red = [one.code for one in await asyncio.to_thread(shop.app.check) if one.severity is RED]
+        assert code in red
+        waiting = shop.query("SELECT status, attempts FROM duly_outbox")
+        assert set(waiting) == {("ready", 0)}  # nobody's fault: no attempt is used up
+        filler.unlink()
+        if code != "REDIS_DURABILITY":
+            server.stop()
+            server.start()
+        await until(lambda: shop.work() == shop.ordered())
+    assert not shop.outbox()
+    shop.close()
+
+
+RED = Severity.RED
+
+
+def codes(caplog: pytest.LogCaptureFixture) -> set[str]:
+    """Of what the relay has logged."""
+    return {str(getattr(r, "code", "")) for r in caplog.records if r.name == "duly.lanes"}
+
+
+def free(folder: Path) -> int:
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
