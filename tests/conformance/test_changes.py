@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pymysql
 import pytest
 
+from duly.databases.mysql.changes import MysqlChanges
+from duly.databases.mysql.changes_catalog import find_server, rows_of
+from duly.databases.mysql.changes_readers import Readers
 from duly.databases.postgres.changes import PostgresChanges
 from duly.databases.sqlite.changes import SqliteChanges
 from duly.runtime.clock import SystemClock
 from duly.sources import ChangeFeatures
-from duly.testing.change_conformance import ChangeConformance, Target
+from duly.testing.change_conformance import THING, ChangeConformance, Target
+from tests.conftest import mariadb
 
 REQUIRED = tomllib.loads((Path(__file__).parent / "required.toml").read_text())["changes"]
 
@@ -43,7 +48,7 @@ class TestSqlite(ChangeConformance):
                     db.execute(text)
                 db.execute("COMMIT" if commit else "ROLLBACK")
 
-        def rows(table: str) -> list[dict[str, Any]]:
+        def rows(table: str) -> list[Mapping[str, Any]]:
             with connect() as db:
                 db.row_factory = sqlite3.Row
                 return [dict(row) for row in db.execute(f'SELECT * FROM "{table}"')]
@@ -162,3 +167,70 @@ def _drop_slots(db: Any) -> None:
         time.sleep(0.02)  # a server process needs a moment to end
     db.execute(f"SELECT pg_drop_replication_slot(slot_name) {where}")
     db.close()
+
+
+class TestMariadb(ChangeConformance):
+    """A foreign program on PyMySQL; history is lost by what can befall a table in the log. What the
+    whole server's log can lose is tried on a server of its own, in tests/integration.
+    """
+
+    @pytest.fixture
+    def target(self, mariadb_url: str) -> Iterator[Target]:
+        db = mariadb(mariadb_url)
+        db.autocommit(False)  # the driver's signature
+        ask = rows_of(db)
+        schema = mariadb_url.rpartition("/")[2]
+
+        def run(statements: Sequence[str], commit: bool) -> None:
+            for text in statements:
+                ask(text)
+            (db.commit if commit else db.rollback)()
+
+        def rows(table: str) -> list[Mapping[str, Any]]:
+            with db.cursor(pymysql.cursors.DictCursor) as cursor:
+                cursor.execute(f"SELECT * FROM `{table}`")
+                found: list[Mapping[str, Any]] = [*cursor.fetchall()]
+            db.commit()
+            return found
+
+        def swap() -> None:
+            ask("CREATE TABLE fresh LIKE gap2")
+            ask("RENAME TABLE gap2 TO old, fresh TO gap2")
+
+        def as_text() -> None:
+            ask("SET SESSION binlog_format = STATEMENT")
+            run(["UPDATE gap3 SET name = 'text'"], True)
+            ask("SET SESSION binlog_format = ROW")
+
+        def cut() -> None:
+            for reader in Readers(schema, "r").known(ask, find_server(ask)):
+                ask(f"KILL {reader.connection}")
+
+        ask(_INTENTS)
+        yield Target(
+            make=lambda reader: MysqlChanges(mariadb_url, reader=reader, clock=SystemClock()),
+            features=required("mariadb"),
+            run=run,
+            rows=rows,
+            quote=lambda name: "`" + name.replace("`", "``") + "`",
+            intent=lambda name, data: (
+                f"INSERT INTO duly_intent (name, data) VALUES ('{name}', x'{data.hex()}')"
+            ),
+            replace=lambda table, values: f"REPLACE INTO {table} VALUES {values}",
+            upsert=lambda key, changes: (
+                f"ON DUPLICATE KEY UPDATE {changes or '{0} = {0}'.format(key.split(',')[0])}"
+            ),
+            gaps={
+                "made anew": lambda: run([f"CREATE OR REPLACE TABLE gap1 ({THING})"], True),
+                "swapped": swap,
+                "logged as text": as_text,
+            },
+            cut=cut,
+        )
+        db.close()
+
+
+_INTENTS = """
+CREATE TABLE duly_intent (
+  id BIGINT AUTO_INCREMENT PRIMARY KEY, name VARCHAR(200) NOT NULL, data LONGBLOB)
+"""

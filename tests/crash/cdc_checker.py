@@ -32,6 +32,7 @@ SNAPSHOT_TABLES = ("item", "small")
 Name = tuple[str, str, str, Any, Any]  # table, op, key, old, new
 _FIRST = ("", -1)  # the place of what was there before the stream
 _LAST = 1 << 40
+PLACE_DIGITS = 22  # of a position; what follows says where to read again from
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ def _transactions(
     meant = {line.txn for line in lines if line.name[1] == "meaning"}
     for line in lines:
         event = first.get(line.name)
-        if event is not None and (stage.dialect == "postgres" or line.txn in meant):
+        if event is not None and (stage.dialect != "sqlite" or line.txn in meant):
             of_txn[line.txn].add(event.place[0])
             of_place[event.place[0]].add(line.txn)
     torn = {txn for txn, places in of_txn.items() if len(places) > 1}
@@ -290,7 +291,7 @@ def _snapshots(
     """Every row that a snapshot tells was so at its place; none was left out, none told twice."""
     runs = _runs(stage)
     for table in SNAPSHOT_TABLES:
-        rows = _rows_of(table, lines, first, inclusive=stage.dialect == "sqlite")
+        rows = _rows_of(table, lines, first, inclusive=stage.dialect != "postgres")
         reads = [event for event in events if event.is_read and event.name[0] == table]
         false = {
             f"{e.name} at {e.place}, it was {rows.at(e.name[2], e.place[0])}"
@@ -323,14 +324,15 @@ def _runs(stage: CdcStage) -> dict[str, list[tuple[str, str]]]:
     facts = [f for f in stage.facts("meddler") if f["what"] in ("asked", "done")]
     runs: dict[str, list[tuple[str, str]]] = {table: [] for table in SNAPSHOT_TABLES}
     asked, begin = SNAPSHOT_TABLES, ""
-    end = stage.offset()[0]
+    end = stage.offset()[0][:PLACE_DIGITS]
     for fact in facts:
+        position = fact["position"][:PLACE_DIGITS]
         if fact["what"] == "done":
             for table in asked:
-                runs[table].append((begin, fact["position"]))
+                runs[table].append((begin, position))
             asked = ()
         else:
-            asked, begin = (fact["table"],), fact["position"]
+            asked, begin = (fact["table"],), position
     for table in asked:
         runs[table].append((begin, end))
     return runs
@@ -339,9 +341,8 @@ def _runs(stage: CdcStage) -> dict[str, list[tuple[str, str]]]:
 # --- the target -----------------------------------------------------------------------------------
 def _target(stage: CdcStage, verdict: Verdict, events: list[Event]) -> None:
     """What a consumer would have who applies the events, snapshots included, in their places."""
-    inside = (
-        1 if stage.dialect == "sqlite" else -1
-    )  # where a chunk stands at one place with a change
+    # Where a chunk stands at one place with a change: behind it, but for PostgreSQL.
+    inside = -1 if stage.dialect == "postgres" else 1
     ordered = sorted(events, key=lambda e: (e.place[0], inside if e.is_read else 0, e.place[1]))
     for table in SNAPSHOT_TABLES:
         target: dict[str, Any] = {}

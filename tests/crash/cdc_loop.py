@@ -9,6 +9,7 @@ what ``Loop`` counts."""
 from __future__ import annotations
 
 import signal
+from statistics import median
 from typing import Any
 
 from tests.crash.cdc_stage import STREAM, CdcStage
@@ -140,6 +141,14 @@ class CdcLoop(Loop):
             if now() > end:
                 raise TimeoutError(f"no {what} of {child.pid} in {ARM_SECONDS:g} s")
             self._tend(0.05)
+
+    def close(self) -> None:
+        """As ``Loop.close``; also says how soon a reader's first event was committed."""
+        super().close()
+        firsts = [f["seconds"] for f in self.stage.facts("worker-*") if f["what"] == "first"]
+        if firsts:
+            text = f"median {median(firsts):.2f} s, worst {max(firsts):.2f} s of {len(firsts)}"
+            print(f"  first event after the claim of the stream: {text}", flush=True)
 
     def _held_by(self, dead: Child) -> dict[str, set[Any]]:
         held = super()._held_by(dead)

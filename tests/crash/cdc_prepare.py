@@ -5,9 +5,12 @@ From then on every commit is told: the writer starts after this."""
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 from typing import Any
 
+from duly.cdc.offsets import forget, read
 from duly.outbox.schema import Schema
+from duly.ports import Statement, Steps
 from tests.crash.cdc_shop import make_app
 from tests.crash.prepare import declare
 
@@ -23,4 +26,13 @@ def main(config: dict[str, Any]) -> int:
 async def _prepare(app: Any) -> None:
     await declare(app)
     for stream in app.captures.streams:
-        await app.make_change_source(stream).prepare(stream.tables())
+        position = await app.make_change_source(stream).prepare(stream.tables())
+        if app.database.dialect == "mysql":  # nothing there remembers it
+            with closing(app.database.connect()) as plain:
+                plain.run(_begin(stream.name, position))
+
+
+def _begin(stream: str, position: str) -> Steps[None]:
+    yield Statement("offset.add", {"stream": stream})
+    offset = yield from read(stream)
+    assert (yield from forget(stream, offset._replace(position=position)))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from duly.testing.journal import Journal
+from tests.crash import plain_mysql
 from tests.crash.cdc_stage import BULK_EVERY, INTENT, ITEMS, SMALLS
 
 ROLLBACK_CHANCE = 0.08
@@ -31,6 +32,7 @@ MARK_CHANCE = 0.5
 EMPTY_CHANCE = 0.01
 BULK_CHANCE = 0.012
 KEY_CHANGE_CHANCE = 0.1
+XA_CHANCE = 0.2  # of MariaDB's transactions, prepared before they are decided
 FAT_CHANCE = 0.2
 FAT_BYTES = 6000  # large enough to be kept out of line, and left out of an update
 BULK_ROWS, UNDONE_ROWS = 5200, 1500
@@ -63,6 +65,7 @@ class Writer:
         self._journal = Journal(f"{config['folder']}/acks-{self._name}.jsonl")
         self._url = config["database"]
         self._sqlite = self._url.startswith("sqlite")
+        self._mysql = self._url.startswith("mysql")
         self._pace = Path(config["folder"]) / "pace"
         self._v = VERSIONS * (number + 1)
         self._bulk = 1_000_000 * (number + 1)  # the keys of this thread
@@ -109,7 +112,8 @@ class Writer:
         self._journal.append("begin", txn=self._txn)
         try:
             self._db = self._db or self._connect()
-            self._run("BEGIN IMMEDIATE" if self._sqlite else "BEGIN")
+            prepared = self._mysql and self._chance.random() < XA_CHANCE
+            self._run(self._begin(prepared=prepared))
             # Unmarked, each change of SQLite is a transaction of its own, and has no meaning.
             self._marked = self._chance.random() < MARK_CHANCE or work == self._fill
             self._mark("BEGIN")
@@ -118,7 +122,7 @@ class Writer:
             self._mark("COMMIT")
             rolled = self._chance.random() < ROLLBACK_CHANCE
             self._journal.append("try", txn=self._txn, count=self._lines, back=rolled)
-            self._run("ROLLBACK" if rolled else "COMMIT")
+            self._end("ROLLBACK" if rolled else "COMMIT", prepared=prepared)
             if not rolled:
                 self._journal.append("ack", txn=self._txn)
         except _errors() as error:
@@ -127,6 +131,18 @@ class Writer:
                 self._db.close()
             self._db = None
             time.sleep(0.05)
+
+    def _begin(self, *, prepared: bool) -> str:
+        if prepared:
+            return f"XA START '{self._txn}'"
+        return "BEGIN IMMEDIATE" if self._sqlite else "BEGIN"
+
+    def _end(self, verb: str, *, prepared: bool) -> None:
+        if prepared:
+            for first in ("END", "PREPARE"):
+                self._run(f"XA {first} '{self._txn}'")
+            time.sleep(self._chance.random() * 0.1)
+        self._run(f"XA {verb} '{self._txn}'" if prepared else verb)
 
     def _mark(self, which: str) -> None:
         if self._sqlite and self._marked:
@@ -140,7 +156,7 @@ class Writer:
         count = self._run(sql, self._txn).fetchone()[0]
         if not count:
             return
-        if self._sqlite:
+        if self._sqlite or self._mysql:
             self._run("INSERT INTO duly_intent (name, data) VALUES (?, ?)", INTENT, self._txn)
         else:
             name = f"duly.intent:{INTENT}"
@@ -158,7 +174,7 @@ class Writer:
             if self._chance.random() < 0.5:
                 self._run("ROLLBACK TO inside")
                 self._lines = before
-            self._run("RELEASE inside")
+            self._run("RELEASE SAVEPOINT inside")
 
     def _row(self) -> None:
         table = "item" if self._chance.random() < 0.8 else "small"
@@ -183,6 +199,8 @@ class Writer:
         v = self._next()
         more, value = (", note", ", 'new'") if table == "item" else ("", "")
         sql = f"INSERT INTO {table} (id, v{more}) VALUES (?, ?{value}) ON CONFLICT DO NOTHING"
+        if self._mysql:
+            sql = f"INSERT IGNORE INTO {table} (id, v{more}) VALUES (?, ?{value})"
         if self._run(sql, key, v).rowcount:
             self._line(table, "create", str(key), new=v)
 
@@ -196,11 +214,12 @@ class Writer:
 
     # --- many rows ------------------------------------------------------------------------------
     def _empty(self) -> None:
-        if not self._sqlite:
+        if not (self._sqlite or self._mysql):  # MariaDB's is a transaction of its own
             self._run("TRUNCATE small")
             self._line("small", "truncate", "")
             return
-        for key, v in self._run("SELECT id, v FROM small ORDER BY id").fetchall():
+        lock = "" if self._sqlite else " FOR UPDATE"  # without it rows as they were when it began
+        for key, v in self._run(f"SELECT id, v FROM small ORDER BY id{lock}").fetchall():
             self._run("DELETE FROM small WHERE id = ?", key)
             self._line("small", "delete", str(key), old=v)
 
@@ -212,7 +231,7 @@ class Writer:
         self._numbers(self._bulk + self._filled + BULK_ROWS, UNDONE_ROWS)
         self._run("ROLLBACK TO inside")
         self._lines = before
-        self._run("RELEASE inside")
+        self._run("RELEASE SAVEPOINT inside")
         self._numbers(self._bulk + self._filled + BULK_ROWS // 2, BULK_ROWS // 2)
         low = self._bulk + self._filled - 2 * BULK_ROWS
         high = low + BULK_ROWS
@@ -231,7 +250,11 @@ class Writer:
             "WITH RECURSIVE n(i) AS (SELECT CAST(? AS integer) UNION ALL SELECT i + 1 FROM n "
             "WHERE i < ?) INSERT INTO bulk (id, v, filler) SELECT i, i, ? FROM n"
         )
-        self._run(many, first, first + count - 1, FILLER)
+        if self._mysql:
+            numbers = f"seq_{first}_to_{first + count - 1}"
+            self._run(f"INSERT INTO bulk (id, v, filler) SELECT seq, seq, ? FROM {numbers}", FILLER)
+        else:
+            self._run(many, first, first + count - 1, FILLER)
         lines = self._run(
             "INSERT INTO cdc_history (tbl, op, key, new, txn) "
             "SELECT 'bulk', 'create', CAST(id AS varchar(20)), v, ? FROM bulk "
@@ -255,12 +278,16 @@ class Writer:
     def _run(self, sql: str, *values: Any) -> Any:
         if not self._sqlite:
             sql = sql.replace("%", "%%").replace("?", "%s")
+        if self._mysql:
+            sql = sql.replace("AS varchar(20))", "AS char(20))")
         return self._db.execute(sql, values)
 
     def _connect(self) -> Any:
         if self._sqlite:
             path = self._url.removeprefix("sqlite:///")
             return sqlite3.connect(path, timeout=30, isolation_level=None)
+        if self._mysql:
+            return plain_mysql.connect(self._url, autocommit=True)
         import psycopg
 
         options = "-c deadlock_timeout=100ms -c lock_timeout=5s"
@@ -270,4 +297,4 @@ class Writer:
 def _errors() -> tuple[type[Exception], ...]:
     import psycopg
 
-    return (psycopg.Error, sqlite3.OperationalError)
+    return (psycopg.Error, sqlite3.OperationalError, plain_mysql.Error)

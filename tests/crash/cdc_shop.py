@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import duly.cdc.outgoing as outgoing
+import duly.databases.mysql.changes_snapshot as mysql_chunks
 import duly.databases.postgres.changes_snapshot as postgres_chunks
 import duly.databases.sqlite.changelog as sqlite_log
 import duly.databases.sqlite.chunks as sqlite_chunks
@@ -62,6 +63,7 @@ def make_app(config: dict[str, Any], *, broker: Any = None) -> App:
         keep_sent=True,
     )
     postgres_chunks._FIRST_ROWS = postgres_chunks.CHUNK_ROWS_MAX = CHUNK_ROWS  # type: ignore[misc]
+    mysql_chunks._FIRST_ROWS = mysql_chunks.CHUNK_ROWS_MAX = CHUNK_ROWS  # type: ignore[misc]
     sqlite_chunks.ROWS_MAX = CHUNK_ROWS
     sqlite_log.ROWS_MAX = LOG_ROWS
     outgoing._PIECE = PIECE

@@ -25,8 +25,8 @@ from urllib.parse import urlsplit
 
 from tests.crash.stage import Stage, new_database, now
 
-CDC_PAIRS = ("cdc postgres", "cdc sqlite")
-CDC_POSTGRES, CDC_SQLITE = CDC_PAIRS
+CDC_PAIRS = ("cdc postgres", "cdc sqlite", "cdc mariadb")
+CDC_POSTGRES, CDC_SQLITE, CDC_MARIADB = CDC_PAIRS
 STREAM = "crash"
 INTENT = "crash.meaning"
 ITEMS = 120  # rows at the start; keys go up to twice as many
@@ -48,6 +48,7 @@ CREATE TABLE cdc_effect (
     pid integer NOT NULL);
 """
 _TYPES = {
+    "mysql": {"text": "text", "identity": "bigint AUTO_INCREMENT PRIMARY KEY"},
     "sqlite": {"text": "text", "identity": "integer PRIMARY KEY AUTOINCREMENT"},
     "postgres": {"text": "text", "identity": "bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY"},
 }
@@ -55,6 +56,11 @@ _POSTGRES = """
 ALTER TABLE item REPLICA IDENTITY FULL;
 ALTER TABLE small REPLICA IDENTITY FULL
 """
+_MYSQL = """
+CREATE TABLE duly_intent (
+    id bigint AUTO_INCREMENT PRIMARY KEY, name varchar(200) NOT NULL, data longblob)
+"""
+_MORE = {"mysql": _MYSQL, "postgres": _POSTGRES, "sqlite": ""}
 
 
 class CdcStage(Stage):
@@ -63,11 +69,11 @@ class CdcStage(Stage):
     def prepare(self) -> None:
         """Make the tables and load them; nothing is captured yet."""
         text = _SOURCE.format(**_TYPES[self.dialect])
-        text += _POSTGRES if self.dialect == "postgres" else ""
+        text += _MORE[self.dialect]
         with closing(self.connect()) as plain:
             if self.dialect == "sqlite":
                 plain.execute("PRAGMA journal_mode = WAL")
-            else:  # so that large transactions are streamed while they run
+            elif self.dialect == "postgres":  # large transactions are streamed while they run
                 name = urlsplit(self.database).path[1:]
                 plain.execute(f"ALTER DATABASE {name} SET logical_decoding_work_mem = '64kB'")
             for statement in text.split(";"):
@@ -142,8 +148,8 @@ class CdcStage(Stage):
             time.sleep(0.05)
 
 
-def make_cdc_stage(pair: str, folder: Path, *, postgres: str = "") -> CdcStage:
-    """A fresh stage; the broker is the embedded one. postgres: the server, where one is needed."""
+def make_cdc_stage(pair: str, folder: Path, *, server: str = "") -> CdcStage:
+    """A fresh stage; the broker is the embedded one. server: of the database, if it needs one."""
     path = folder / f"{pair.replace(' ', '-')}-{os.getpid()}-{int(now() * 1000)}"
     path.mkdir(parents=True)
     path = path.resolve()
@@ -151,7 +157,8 @@ def make_cdc_stage(pair: str, folder: Path, *, postgres: str = "") -> CdcStage:
     if pair == CDC_SQLITE:
         stage = CdcStage(path, "sqlite", f"sqlite:///{path}/app.db", broker)
     else:
-        own = urlsplit(postgres)._replace(path=f"/{new_database(postgres)}").geturl()
-        stage = CdcStage(path, "postgres", own, broker, admin=postgres)
+        own = urlsplit(server)._replace(path=f"/{new_database(server)}").geturl()
+        dialect = "postgres" if pair == CDC_POSTGRES else "mysql"
+        stage = CdcStage(path, dialect, own, broker, admin=server)
     stage.prepare()
     return stage

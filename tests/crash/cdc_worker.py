@@ -15,22 +15,34 @@ from typing import Any
 
 from duly.brokers.embedded.broker import EmbeddedBroker
 from duly.kernel import failpoints
-from duly.observe.facts import CaptureStopped, Fact
+from duly.observe.facts import Captured, CaptureStopped, Fact
 from duly.testing.failpoints import arm, parse
 from duly.testing.journal import Journal
 from tests.crash.cdc_shop import make_app
+from tests.crash.stage import now
 from tests.crash.watched import Watch, WatchedBroker
 from tests.crash.worker import heard
 
 
 class CdcWatch(Watch):
-    """What this process has open; a claim of the stream is written down before anything is read."""
+    """What this process has open; a claim of the stream is written down before anything is read,
+    and when the first event made of it is committed.
+    """
+
+    claimed_at: float | None = None
 
     def passed(self, name: str) -> None:
         """As ``Watch.passed``."""
         super().passed(name)
         if name == failpoints.CDC_CLAIMED:
             self.journal.append("claimed")
+            self.claimed_at = now()
+
+    def stored(self) -> None:
+        """Events were stored; the first ones behind a claim are written down."""
+        if self.claimed_at is not None:
+            self.journal.append("first", seconds=round(now() - self.claimed_at, 3))
+            self.claimed_at = None
 
 
 def main(config: dict[str, Any]) -> int:
@@ -67,5 +79,7 @@ async def _serve(config: dict[str, Any], watch: CdcWatch) -> None:
 
 def _heard(fact: Fact, watch: CdcWatch) -> None:
     heard(fact, watch)
+    if isinstance(fact, Captured) and fact.messages:
+        watch.stored()
     if isinstance(fact, CaptureStopped):
         watch.journal.append("stopped", code=fact.code)

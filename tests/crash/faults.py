@@ -140,7 +140,7 @@ def private_database(pair: str, folder: Path) -> Iterator[Stage]:
 
     with start_private_postgres() as server:
         if pair in CDC_PAIRS:
-            stage: Stage = make_cdc_stage(pair, folder, postgres=server.url)
+            stage: Stage = make_cdc_stage(pair, folder, server=server.url)
         else:
             stage = _servers(folder, "database", postgres=server.url)
         stage.server = server

@@ -13,7 +13,14 @@ from typing import Any, NamedTuple
 from tests.crash import report
 from tests.crash.cdc_checker import check_cdc
 from tests.crash.cdc_loop import CdcLoop
-from tests.crash.cdc_stage import CDC_PAIRS, CDC_POSTGRES, CDC_SQLITE, CdcStage, make_cdc_stage
+from tests.crash.cdc_stage import (
+    CDC_MARIADB,
+    CDC_PAIRS,
+    CDC_POSTGRES,
+    CDC_SQLITE,
+    CdcStage,
+    make_cdc_stage,
+)
 from tests.crash.checker import Verdict, check
 from tests.crash.loop import Loop
 from tests.crash.nursery import ROOT
@@ -112,9 +119,9 @@ def kind_of(pair: str) -> Kind:
 
 def cdc_stage(pair: str, folder: Path) -> CdcStage:
     """A fresh stage for a pair of change capture. Raises ServersMissingError."""
-    return make_cdc_stage(
-        pair, folder, postgres=_server("POSTGRES") if pair == CDC_POSTGRES else ""
-    )
+    servers = {CDC_POSTGRES: "POSTGRES", CDC_MARIADB: "MARIADB"}
+    server = _server(servers[pair]) if pair in servers else ""
+    return make_cdc_stage(pair, folder, server=server)
 
 
 def run_pair(pair: str, orders: Orders, place: Place, *, name: str = "") -> Result:

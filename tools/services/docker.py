@@ -19,7 +19,15 @@ START_SECONDS = 120.0
 PULL_SECONDS = 600
 COMMAND_SECONDS = 60
 
-MARIADB_SETTINGS = ("--log-bin", "--binlog-format=ROW", "--sync-binlog=1", "--max-connections=300")
+MARIADB_SETTINGS = (
+    "--log-bin",
+    "--binlog-format=ROW",
+    "--binlog-row-image=FULL",
+    "--binlog-row-metadata=FULL",
+    "--server-id=1",
+    "--sync-binlog=1",
+    "--max-connections=300",
+)
 POSTGRES_SETTINGS = ("max_connections=200", "max_prepared_transactions=20", "wal_level=logical")
 ANSWERS: dict[str, Callable[[int], bool]] = {
     "mariadb": mariadb.answers,

@@ -124,11 +124,11 @@ class ChangeConformance:
     async def test_an_upsert_is_what_it_did(self, target: Target) -> None:
         """A create for a new row, an update for one that was there, nothing for nothing."""
         spec = target.table("thing", THING)
-        upsert = "ON CONFLICT (id) DO UPDATE SET amount = 9"
+        upsert, keep = target.upsert("id", "amount = 9"), target.upsert("id", "")
         async with following(target.make("r"), [spec]) as follower:
             target.commit("INSERT INTO thing VALUES (1, 'a', 1)")
             target.commit(f"INSERT INTO thing VALUES (1, 'b', 2), (2, 'c', 3) {upsert}")
-            target.commit("INSERT INTO thing VALUES (1, 'd', 4) ON CONFLICT (id) DO NOTHING")
+            target.commit(f"INSERT INTO thing VALUES (1, 'd', 4) {keep}")
             target.commit("DELETE FROM thing WHERE id = 2")
             changes = await follower.get(4)
         assert told(changes) == [
@@ -155,7 +155,7 @@ class ChangeConformance:
             target.commit("DELETE FROM thing WHERE id = 4")
             await follower.until(lambda: told(follower.changes)[-1:] == [("delete", (4,))])
             assert follower.states[spec.name] == state_of(target.rows("thing"), ["id"])
-        before = [change.before for change in follower.changes if change.op == "delete"]
+        before = [change.before for change in follower.changes]  # a database may update one of them
         assert {"id": 3, "name": "c", "amount": 3} in before
 
     async def test_null_and_absent_are_told_apart(self, target: Target) -> None:
@@ -453,7 +453,7 @@ class ChangeConformance:
 
     @staticmethod
     def _disturb(target: Target, chance: random.Random, count: int) -> None:
-        again = "ON CONFLICT (a, b) DO UPDATE SET note = 'again'"
+        again = target.upsert("a, b", "note = 'again'")
         for _ in range(count):
             a, b = chance.randrange(2600), chance.randrange(7)
             target.commit(

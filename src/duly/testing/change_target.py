@@ -25,6 +25,10 @@ Row = Mapping[str, Any]
 State = dict[tuple[Any, ...], dict[str, Any]]
 
 
+def _on_conflict(key: str, changes: str) -> str:
+    return f"ON CONFLICT ({key}) DO {f'UPDATE SET {changes}' if changes else 'NOTHING'}"
+
+
 def _double(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
@@ -38,8 +42,9 @@ class Target:
     named: how the source names a table. quote: how SQL does. whole: what makes a table log old
     values. mark: statements as one transaction with its bounds, where the source needs to be told.
     intent: the statement that attaches one. replace: the statement that puts rows, as text behind
-    VALUES, in the place of others. gaps: ways to lose what was committed behind a reader that is
-    closed, by name. cut: cut the reader's connection; None where there is none.
+    VALUES, in the place of others. upsert: what follows VALUES so that rows of a key that are there
+    are changed, or left where the changes are empty. gaps: ways to lose what was committed behind a
+    reader that is closed, by name. cut: cut the reader's connection; None where there is none.
     """
 
     make: Callable[[str], ChangeSource]
@@ -52,6 +57,7 @@ class Target:
     mark: Callable[[Sequence[str]], Sequence[str]] = list
     intent: Callable[[str, bytes], str] | None = None
     replace: Callable[[str, str], str] | None = None
+    upsert: Callable[[str, str], str] = _on_conflict
     gaps: Mapping[str, Callable[[], None]] = field(default_factory=dict)
     cut: Callable[[], None] | None = None
 

@@ -88,6 +88,21 @@ class MysqlDatabase:
         """Where it is, with the password."""
         return str(self._url.set(drivername="mysql").render_as_string(hide_password=False))
 
+    @property
+    def driver(self) -> Any:
+        """PyMySQL."""
+        return self._driver
+
+    @property
+    def schema(self) -> str:
+        """The name of the database."""
+        return str(self._url.database)
+
+    def arguments(self) -> dict[str, Any]:
+        """What PyMySQL connects with: where, who, TLS, the character set."""
+        _, arguments = _dialect(self._url).create_connect_args(self._url)
+        return {**arguments, "charset": _CHARSET}
+
     def connect(self) -> MysqlConnection:
         """Open a private connection. Raises DatabaseUnavailableError, ConfigurationError."""
         return MysqlConnection(self, self._open())
@@ -96,9 +111,8 @@ class MysqlDatabase:
         from pymysql.constants import CLIENT, FIELD_TYPE
         from pymysql.converters import conversions
 
-        _, arguments = _dialect(self._url).create_connect_args(self._url)
+        arguments = self.arguments()
         arguments |= {
-            "charset": _CHARSET,
             "client_flag": arguments.get("client_flag", 0) | CLIENT.FOUND_ROWS,
             "autocommit": True,
             "connect_timeout": self._connect_seconds,

@@ -22,12 +22,15 @@ _SESSION = (
     "NO_ENGINE_SUBSTITUTION', time_zone = '+00:00', lc_time_names = 'en_US', "
     "net_write_timeout = 3600, net_read_timeout = 3600, wait_timeout = 86400"
 )
+_PATIENCE = {"connect_timeout": 5, "read_timeout": 3600, "write_timeout": 3600}
 _SMALL_BYTES = 16_384
 _NOT_IN_KEYS = ("float",)
 
 
 class MysqlRows:
-    """A MySQL or MariaDB database as a source of rows. url: as of ``MysqlDatabase``."""
+    """A MySQL or MariaDB database as a source of rows. url: as of ``MysqlDatabase``, its options
+    (TLS, timeouts) among it.
+    """
 
     dialect = "mysql"
     features = RowFeatures(stages=True)
@@ -45,23 +48,13 @@ def _connected(database: MysqlDatabase) -> Any:
     import pymysql
     from pymysql.constants import FIELD_TYPE
     from pymysql.converters import conversions
-    from sqlalchemy.engine import make_url
 
-    url = make_url(database.url)
     moments = (FIELD_TYPE.DATE, FIELD_TYPE.DATETIME, FIELD_TYPE.TIMESTAMP, FIELD_TYPE.TIME)
     text = dict.fromkeys(moments, str)
     try:
         raw = pymysql.connect(
-            host=url.host or "localhost",
-            port=url.port or 3306,
-            user=url.username or "",
-            password=str(url.password or ""),
-            database=url.database,
-            charset="utf8mb4",
+            **{**_PATIENCE, **database.arguments()},
             autocommit=True,
-            connect_timeout=5,
-            read_timeout=3600,
-            write_timeout=3600,
             conv={**conversions, **text},
             cursorclass=pymysql.cursors.SSCursor,
         )
@@ -70,6 +63,9 @@ def _connected(database: MysqlDatabase) -> Any:
             cursor.execute(_SESSION)
     except pymysql.Error as error:
         raise database.map_error(error) from error
+    except TypeError as error:  # it names the option, and no value
+        what = f"an option of the URL is none of PyMySQL's: {error}"
+        raise ConfigurationError(what, code="DATABASE_URL") from error
     return raw
 
 

@@ -10,10 +10,11 @@ the same when another table is captured.  No I/O but the spool's.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
+from duly.databases.overlay import kept
 from duly.databases.postgres.changes_spool import Changes, Facts, Rows
 from duly.errors import GapError
 from duly.kernel.changes import Intent, SnapshotChunk, Transaction
@@ -40,7 +41,7 @@ from duly.wire.pgoutput import (
 )
 from duly.wire.pgrows import RowReader
 
-__all__ = ["INTENT_PREFIX", "Assembly", "Captured", "Item", "kept", "lsn_text"]
+__all__ = ["INTENT_PREFIX", "Assembly", "Captured", "Item", "lsn_text"]
 
 INTENT_PREFIX: Final = "duly.intent:"
 Item = Transaction | SnapshotChunk | str
@@ -65,12 +66,6 @@ class Captured(NamedTuple):
 def lsn_text(lsn: int) -> str:
     """A position: 16 hexadecimal digits, so that text compares like numbers."""
     return f"{lsn:016X}"
-
-
-def kept(spec: TableSpec, names: Sequence[str]) -> list[str]:
-    """Those of the columns that are carried."""
-    included = [name for name in names if not spec.include or name in spec.include]
-    return [name for name in included if name not in spec.exclude]
 
 
 class _Open:

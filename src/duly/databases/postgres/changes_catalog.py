@@ -73,6 +73,14 @@ SELECT puballtables, pubviaroot, pubinsert AND pubupdate AND pubdelete AND pubtr
 FROM pg_publication WHERE pubname = %s
 """
 _PUBLISHED = "SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = %s"
+_IDLE = """
+SELECT slot_name::text, (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+  ELSE pg_current_wal_lsn() END - restart_lsn)::int8
+FROM pg_replication_slots
+WHERE database = current_database() AND starts_with(slot_name::text, %s) AND NOT active
+  AND restart_lsn IS NOT NULL
+ORDER BY 1
+"""
 _ROOM = """
 SELECT current_setting('max_replication_slots')::int8 - (SELECT count(*) FROM pg_replication_slots)
 """
@@ -221,11 +229,24 @@ async def inspect_capture(connection: Any, name: str, specs: Sequence[TableSpec]
             )
     else:
         found += _of_slot(name, slot)
+    found += await _idle_slots(connection, name)
     published = await publication(connection, name)
     if published is not None and not published[2]:
         text = f"the publication {name} leaves out kinds of changes"
         found.append(Finding("CDC_PUBLICATION_PARTIAL", Severity.WEAK, text))
     return [*found, *_of_tables(specs, await find_tables(connection, specs))]
+
+
+async def _idle_slots(connection: Any, name: str) -> list[Finding]:
+    """Slots of any reader of this database that nobody reads now: they keep the log for nobody."""
+    prefix = "_".join([*name.split("_")[:2], ""])  # duly_DATABASE_
+    rows = await (await connection.execute(_IDLE, [prefix])).fetchall()
+    if not rows:
+        return []
+    shown = ", ".join(f"{slot} ({kept} bytes)" for slot, kept in rows)
+    fix = "start the role cdc; what is left over: SELECT pg_drop_replication_slot('NAME')"
+    text = f"the log is kept for slots that nobody reads now: {shown}"
+    return [Finding("CDC_SLOT_IDLE", Severity.WEAK, text, fix)]
 
 
 async def _of_server(ask: Any) -> list[Finding]:

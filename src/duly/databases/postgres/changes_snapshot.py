@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, Protocol
 
-from duly.databases.postgres.changes_assembly import Assembly, Item, kept, lsn_text
+from duly.databases.overlay import Row, Values, kept, laid_over
+from duly.databases.postgres.changes_assembly import Assembly, Item, lsn_text
 from duly.databases.postgres.changes_catalog import HEARTBEAT, Table
 from duly.databases.postgres.changes_link import connect
 from duly.errors import ConfigurationError, GapError
 from duly.kernel import failpoints
-from duly.kernel.changes import ABSENT, Change, SnapshotChunk, Transaction
+from duly.kernel.changes import Change, SnapshotChunk, Transaction
 from duly.wire.pgvalues import Read, reader_of
 
 __all__ = ["Beside", "Snapshot", "visible"]
@@ -48,8 +49,6 @@ SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
   ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn
 """
 _HALF: Final = 1 << 31
-Values = dict[str, Any]
-_Row = tuple[Values, Values]  # key, columns
 
 
 class Beside(Protocol):
@@ -81,7 +80,7 @@ class _Column(NamedTuple):
 class _Rows(NamedTuple):
     """One chunk as it was read. seen: whether a transaction's work is in it; place: of the log."""
 
-    rows: list[_Row]
+    rows: list[Row]
     seen: Callable[[int], bool]
     place: int
     last: list[str]
@@ -195,15 +194,12 @@ class Snapshot:
                 await connection.execute(HEARTBEAT)  # an idle log can end within a page's header
                 nudge_at = loop.time() + 10 * _NUDGE_SECONDS
 
-    def fold(self, rows: list[_Row]) -> list[_Row]:
+    def fold(self, rows: list[Row]) -> list[Row]:
         """The rows as the transactions that the chunk did not see left them."""
-        state = {_named(key): (key, row) for key, row in rows}
-        for transaction in self._late:
-            for change in transaction.changes:
-                if change.table == self._table.spec.name:
-                    _lay_over(state, change)
-        self._late = []
-        return list(state.values())
+        late, self._late = self._late, []
+        name = self._table.spec.name
+        changes = (c for transaction in late for c in transaction.changes if c.table == name)
+        return laid_over(rows, changes)
 
     async def _read(self, connection: Any) -> _Rows:
         await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -224,12 +220,12 @@ class Snapshot:
             last = [text.decode() for text in texts]
         return _Rows(rows, visible(snapshot), place, last, size, result.ntuples < self._limit)
 
-    def _values(self, columns: Sequence[_Column], result: Any) -> tuple[list[_Row], int]:
+    def _values(self, columns: Sequence[_Column], result: Any) -> tuple[list[Row], int]:
         """The rows of an answer, and their bytes; from the same text as the stream's."""
         spec = self._table.spec
         names = kept(spec, [column.name for column in columns])
         named_by = spec.key or self._table.primary_key
-        found: list[_Row] = []
+        found: list[Row] = []
         size = result.ntuples * _ROW_BYTES
         for n in range(result.ntuples):
             row: Values = {}
@@ -273,26 +269,6 @@ class Snapshot:
 
 def _cursor_text(table: Table, last: Sequence[str]) -> str:
     return json.dumps({"key": list(table.primary_key), "after": list(last)})
-
-
-def _named(key: Values) -> str:
-    return repr(list(key.values()))
-
-
-def _lay_over(state: dict[str, _Row], change: Change) -> None:
-    """Apply a change to the rows that are here; others it tells itself, with all their values."""
-    if change.op == "truncate":
-        state.clear()
-        return
-    key, before = dict(change.key), change.before or {}
-    old = {name: before.get(name, ABSENT) for name in key}
-    if any(value is ABSENT for value in old.values()):
-        old = key
-    found = state.pop(_named(old), None)
-    if found is None or change.after is None:
-        return
-    row = {n: found[1].get(n, v) if v is ABSENT else v for n, v in change.after.items()}
-    state[_named(key)] = (key, row)
 
 
 def visible(snapshot: str) -> Callable[[int], bool]:
