@@ -145,7 +145,7 @@ def new_id() -> str:
 # --- the two kinds --------------------------------------------------------------------------------
 class MessageType(NamedTuple):
     """What the registry knows of a type. handled_by: the service that handles a command, where it
-    is not this App.
+    is not this App. tombstone: its payload is empty, and its key says what is gone.
     """
 
     cls: type
@@ -154,11 +154,12 @@ class MessageType(NamedTuple):
     kind: str
     topic: str
     handled_by: str | None = None
+    tombstone: bool = False
 
 
 class _MessageMeta(msgspec.StructMeta):
-    """Takes ``name``, ``version`` and ``topic`` / ``queue`` as class keywords and keeps them on the
-    class.
+    """Takes ``name``, ``version``, ``topic`` / ``queue`` and the like as class keywords and keeps
+    them on the class.
     """
 
     def __new__(
@@ -173,12 +174,15 @@ class _MessageMeta(msgspec.StructMeta):
         topic: str | None = None,
         queue: str | None = None,
         handled_by: str | None = None,
+        tombstone: bool = False,
         **struct: Any,
     ) -> Any:
         struct.setdefault("frozen", True)
         struct.setdefault("kw_only", True)
         cls: Any = super().__new__(mcls, clsname, bases, namespace, **struct)
         kind = getattr(cls, "_duly_kind", "")
+        if tombstone and (kind != "event" or cls.__struct_fields__):
+            raise ConfigurationError(f"{clsname}: a tombstone is an event without fields")
         if name is not None:
             cls._duly_type = _describe(
                 cls,
@@ -187,7 +191,7 @@ class _MessageMeta(msgspec.StructMeta):
                 kind=kind,
                 where=(topic, queue),
                 handled_by=handled_by,
-            )
+            )._replace(tombstone=tombstone)
         elif kind and "_duly_kind" not in namespace:
             raise ConfigurationError(
                 f"{clsname} needs a wire name: class {clsname}({kind.title()}, name='...', ...)"
@@ -232,8 +236,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, metaclass=_MessageMeta):
     """A fact, in the past tense, addressed to nobody.
 
     ``class OrderPlaced(Event, name="order.placed", topic="orders")``.
-    name: the wire name. version: of its fields, default 1. topic: where it is published. Fields are
-    declared as in a dataclass; instances are frozen and take keywords only.
+    name: the wire name. version: of its fields, default 1. topic: where it is published. tombstone:
+    it has no fields, its payload is empty and it needs a key: on a compacted topic it removes what
+    is there under that key. Fields are declared as in a dataclass; instances are frozen and take
+    keywords only.
     """
 
     _duly_kind: ClassVar[str] = "event"
@@ -241,7 +247,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, metaclass=_MessageMeta):
 
     if TYPE_CHECKING:  # the metaclass takes these; type checkers look here
 
-        def __init_subclass__(cls, *, name: str, topic: str, version: int = 1) -> None: ...
+        def __init_subclass__(
+            cls, *, name: str, topic: str, version: int = 1, tombstone: bool = False
+        ) -> None: ...
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -353,6 +361,8 @@ class Registry:
         """The object of received bytes. Raises UndecodableError, PayloadTooLargeError."""
         if len(payload) > self.payload_bytes_max:
             raise PayloadTooLargeError(f"{len(payload)} bytes, the cap is {self.payload_bytes_max}")
+        if spec.tombstone and not payload:
+            return spec.cls()
         try:
             reader = self._readers.get(spec.cls)
             if reader is None:

@@ -192,6 +192,9 @@ class Running:
     async def _ends(self) -> dict[str, str]:
         """How far each source is that could be asked."""
         found = {}
+        declared = self._app.captures.streams if "cdc" in self._roles else []
+        while len(self._streams) < len(declared) and self._task and not self._task.done():  # noqa: ASYNC110
+            await asyncio.sleep(0)  # the supervisor was only asked to begin
         for name, role in list(self._streams.items()):
             with suppress(DulyError, TimeoutError):  # the role tells of it
                 async with asyncio.timeout(SOURCE_SECONDS):
@@ -331,6 +334,8 @@ class Running:
             make_source=self._app.make_change_source,
             ttl_seconds=self._settings.lease_ttl,
             renew_seconds=self._settings.renew_every,
+            limit_seconds=self._settings.handler_timeout,
+            deadlines=self._deadlines,
         )
         role = self._streams[rules.name] = StreamRole(rules, context)
         return role

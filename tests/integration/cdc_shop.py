@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from duly import App, Change, Event
+from sqlalchemy import text
+
+from duly import App, Change, ChangeTx, Event
 from duly.testing.failpoints import arm_from_environment
 
 
@@ -24,12 +26,23 @@ def make_app() -> App:
         send_timeout=1.0,
     )
 
-    @app.cdc(table="orders")
-    def paid(change: Change) -> Iterator[OrderPaid]:
-        if change.became("status", "paid"):
-            yield OrderPaid(order_id=change.key["id"])
-
+    if "CDC_WRITES" in os.environ:
+        app.cdc(table="orders", name="paid")(paid_and_booked)
+    else:
+        app.cdc(table="orders")(paid)
     return app
+
+
+def paid(change: Change) -> Iterator[OrderPaid]:
+    if change.became("status", "paid"):
+        yield OrderPaid(order_id=change.key["id"])
+
+
+def paid_and_booked(change: Change, tx: ChangeTx) -> Iterator[OrderPaid]:
+    """Its effect can be seen twice: nothing but the commit keeps it from that."""
+    if change.became("status", "paid"):
+        tx.session.execute(text("INSERT INTO booked VALUES (:id)"), {"id": change.key["id"]})
+        yield from paid(change)
 
 
 if __name__ == "__main__":

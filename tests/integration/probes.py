@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session
 
 from duly import Tx
 from duly.inbox.context import Job
-from duly.inbox.desk import Desk
 from duly.inbox.ending import End, Ending
 from duly.inbox.identity import Identity, message_key
 from duly.inbox.runner import run
 from duly.ports import Database, Result, Statement, Steps
+from duly.runtime.desk import Desk
 from duly.testing.drain import consume_context
 from tests.acceptance.shop_app import Placed, Shop, insert, placed
 

@@ -133,6 +133,34 @@ def test_killed_between_store_and_confirm_nothing_is_lost_and_nothing_is_stored_
     assert len({name for _, name in found}) == number
 
 
+async def test_killed_around_the_commit_of_an_effect_it_is_there_once(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CDC_WRITES", "1")
+    shop.run("CREATE TABLE booked (id integer)")
+    async with shop.app.running(["cdc"]):
+        await asyncio.to_thread(shop.until, shop.begun)
+    number = 0
+    # After the commit one of the two is enough: each process takes a second to start.
+    others = [failpoints.CDC_STORED] if shop.engine.dialect.name == "sqlite" else []
+    for plan in (failpoints.CDC_WRITTEN, *others):
+        process = shop.start(f"{plan}@3=kill")
+        while process.poll() is None:
+            number += 1
+            shop.pay(number)
+            time.sleep(0.02)  # so that they are not all one batch
+            assert number < 2000, "it was never killed"
+        assert process.returncode == -signal.SIGKILL
+    heir = make_app()
+    try:
+        async with heir.running(["cdc"]):
+            await asyncio.to_thread(shop.until, lambda: len(shop.messages()) >= number)
+    finally:
+        heir.close()
+    booked = [row[0] for row in shop.run("SELECT id FROM booked")]
+    assert booked == [order for order, _ in shop.messages()] == list(range(1, number + 1))
+
+
 def test_a_frozen_reader_is_put_out_and_what_it_held_is_not_stored_twice(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

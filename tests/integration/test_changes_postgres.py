@@ -18,6 +18,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -412,6 +414,84 @@ async def test_what_cannot_be_captured_is_said_with_its_remedy(
     assert source.run("SELECT count(*) FROM pg_publication")[0][0] == 0
 
 
+async def test_a_publication_that_somebody_made_holds_for_stream_and_snapshot(
+    source: Source,
+) -> None:
+    spec = TableSpec("t")
+    source.run("CREATE TABLE t (id int PRIMARY KEY, public text, private text)")
+    await source.changes.prepare([spec])
+    slot = source.slot
+    source.run(f"ALTER PUBLICATION {slot} SET TABLE t (id, public) WHERE (id % 2 = 0)")
+    async with source.open(spec) as stream:
+        source.run("INSERT INTO t SELECT n, 'p' || n, 'secret' FROM generate_series(1, 6) n")
+        (whole,) = await transactions(stream, 1)
+        await stream.snapshot(spec)
+        rows = [dict(change.after or {}) for change in await read_rows(stream)]
+    assert [change.after for change in whole] == rows
+    assert rows == [{"id": n, "public": f"p{n}"} for n in (2, 4, 6)]
+
+
+async def test_a_role_without_rights_is_told_what_is_missing(source: Source) -> None:
+    """First the right to the log, then the table's owner; then it reads."""
+    spec, role = TableSpec("t"), f"reader_{uuid4().hex[:8]}"
+    source.run("CREATE TABLE t (id int PRIMARY KEY)")
+    source.run(f"CREATE ROLE {role} LOGIN")
+    name = source.db.info.dbname
+    source.run(f'GRANT CREATE ON DATABASE "{name}" TO {role}')
+    parts = urlsplit(source.url)
+    netloc = f"{role}@{parts.netloc.rpartition('@')[2]}"
+    changes = PostgresChanges(
+        urlunsplit(parts._replace(netloc=netloc)), reader="shop", clock=SystemClock()
+    )
+
+    async def refused() -> tuple[str, str, list[str]]:
+        with pytest.raises(ConfigurationError) as caught:
+            await changes.prepare([spec])
+        found = await changes.inspect([spec])
+        return caught.value.code, str(caught.value), [f.code for f in found if f.fix == mends]
+
+    try:
+        mends = f"ALTER ROLE {role} REPLICATION"
+        code, text, told = await refused()
+        assert (code, "let the owner of the tables run it" in text) == ("CDC_NO_RIGHTS", True)
+        assert f"CREATE PUBLICATION {source_name(text)} FOR TABLE public.t" in text
+        assert told == ["CDC_NO_RIGHTS"]
+        source.run(f"ALTER TABLE t OWNER TO {role}")
+        code, text, told = await refused()
+        assert (code, "grant REPLICATION" in text) == ("CDC_SLOT_REFUSED", True)
+        source.run(mends)
+        assert await changes.prepare([spec])
+        assert [f for f in await changes.inspect([spec]) if f.severity is Severity.RED] == []
+        await changes.drop()
+    finally:
+        source.run(f"DROP OWNED BY {role}")
+        source.run(f"DROP ROLE {role}")
+
+
+async def test_slots_that_nobody_reads_are_told(source: Source) -> None:
+    source.run("CREATE TABLE t (id int PRIMARY KEY)")
+    spec = TableSpec("t")
+    left = PostgresChanges(source.url, reader="left", clock=SystemClock())
+
+    async def idle() -> list[str]:
+        found = await source.changes.inspect([spec])
+        return [f.message for f in found if f.code == "CDC_SLOT_IDLE"]
+
+    await left.prepare([spec])
+    async with source.open(spec):
+        (told,) = await idle()
+        assert "_left (" in told
+        assert "_shop (" not in told
+    await left.drop()
+    (told,) = await idle()
+    assert "_shop (" in told
+
+
+def source_name(text: str) -> str:
+    """Of the publication that an error speaks of."""
+    return text.partition("CREATE PUBLICATION ")[2].partition(" ")[0]
+
+
 async def test_a_slot_waits_for_open_transactions_beyond_the_time_for_locks(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -635,4 +715,28 @@ async def test_a_server_can_be_stopped_and_the_stream_goes_on_behind_it(
     async with source.open(spec) as stream:
         again = await transactions(stream, 2)
     assert [c.id for t in again for c in t] == [c.id for t in (first, second) for c in t]
+    source.db.close()
+
+
+async def test_a_log_that_was_purged_is_a_gap(private_postgres: PrivateServer) -> None:
+    source = Source(private_postgres.url)
+    source.run("CREATE TABLE purged (id int PRIMARY KEY)")
+    spec = TableSpec("purged")
+    position = await source.changes.prepare([spec])
+    source.run("ALTER SYSTEM SET max_slot_wal_keep_size = '16MB'")
+    source.run("SELECT pg_reload_conf()")
+    for number in range(5):  # segments, each as good as empty
+        source.run("INSERT INTO purged VALUES (%s)", number)
+        source.run("SELECT pg_switch_wal()")
+    source.run("CHECKPOINT")
+    with pytest.raises(GapError, match="take a new snapshot") as caught:
+        async with source.open(spec, position=position):
+            pass
+    assert caught.value.code == "CDC_SLOT_LOST"
+    red = [f.code for f in await source.changes.inspect([spec]) if f.severity is Severity.RED]
+    assert red == ["CDC_SLOT_LOST"]
+    await source.changes.drop()
+    assert await source.changes.prepare([spec]) > position  # it begins anew
+    await source.changes.drop()
+    source.run("ALTER SYSTEM RESET max_slot_wal_keep_size")
     source.db.close()

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from duly.databases.postgres.database import PostgresDatabase
 from duly.errors import OutcomeUnknownError, RetryableError, TransactionMisuseError
-from duly.inbox.desk import Desk
+from duly.runtime.desk import Desk
 
 TABLES = """
 CREATE TABLE one (id int PRIMARY KEY);

@@ -15,18 +15,20 @@ from duly.testing.broker_target import command, event, join, message, send
 
 
 async def test_a_plain_client_reads_what_we_publish(kafka_url: str) -> None:
-    topic, queue = event(), command()
+    topic, queue, gone = event(), command(), event()
     broker = KafkaBroker(kafka_url)
     await broker.start()
-    await broker.declare([topic, queue], [])
-    sent = [message(topic, 7, key="customer-1"), message(queue, 8)]
+    await broker.declare([topic, queue, gone], [])
+    tombstone = message(gone, key="customer-1", payload=b"")
+    sent = [message(topic, 7, key="customer-1"), message(queue, 8), tombstone]
     await send(broker, sent)
     await broker.close()
     parts = urlsplit(kafka_url)
     prefix = parts.path[1:]
-    names = [f"{prefix}.{topic.name}", f"_command.{prefix}.{queue.name}"]
+    names = [f"{prefix}.{topic.name}", f"_command.{prefix}.{queue.name}", f"{prefix}.{gone.name}"]
     records = await asyncio.to_thread(read, parts.netloc, names)
-    one, two = (records[name] for name in names)
+    one, two, none = (records[name] for name in names)
+    assert (none.key(), none.value()) == (b"customer-1", None)  # what compaction removes a key for
     assert (one.key(), one.value()) == (b"customer-1", b"7")
     headers = dict(one.headers())
     assert headers["ce_id"].decode() == sent[0].id

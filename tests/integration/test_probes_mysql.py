@@ -23,12 +23,12 @@ from duly.databases.mysql.database import MysqlDatabase
 from duly.errors import ConfigurationError, TransactionConflictError, UnsafeSettingError
 from duly.frameworks.dbapi import atomic
 from duly.inbox.context import Job
-from duly.inbox.desk import Desk
 from duly.inbox.ending import End
 from duly.inbox.identity import Identity, message_key
 from duly.inbox.runner import run
 from duly.outbox.schema import Schema
 from duly.ports import Connection, Severity, Statement
+from duly.runtime.desk import Desk
 from duly.runtime.floor import MARGIN_SECONDS
 from duly.testing.drain import consume_context
 from tests.acceptance.shop_app import Placed, Shop, insert, placed

@@ -96,7 +96,7 @@ def test_ids_grow_while_the_clock_stands_still_or_goes_back(monkeypatch):
 def test_what_the_registry_knows():
     registry = Registry()
     spec = registry.of(OrderPlaced)
-    assert spec == (OrderPlaced, "order.placed", 2, "event", "orders", None)
+    assert spec == (OrderPlaced, "order.placed", 2, "event", "orders", None, False)
     command = registry.of(ChargeCard)
     assert (command.kind, command.topic, command.handled_by) == ("command", "billing", "billing")
     assert list(registry.names()) == [spec, command]
@@ -128,6 +128,26 @@ def test_messages_are_frozen_and_take_keywords():
 def test_wrong_declarations_of_events(keywords):
     with pytest.raises(ConfigurationError):
         type(Event)("Bad", (Event,), {}, **keywords)
+
+
+def test_a_tombstone_is_an_event_of_no_bytes():
+    class Gone(Event, name="order.gone", topic="orders", tombstone=True):
+        pass
+
+    registry = Registry()
+    assert registry.of(Gone).tombstone
+    assert not registry.of(OrderPlaced).tombstone
+    assert registry.decode(registry.of(Gone), b"") == Gone()
+    with pytest.raises(UndecodableError):
+        registry.decode(registry.of(OrderPlaced), b"")
+
+
+@pytest.mark.parametrize("kind", [Event, Command])
+def test_wrong_tombstones(kind):
+    fields = {"__annotations__": {"order_id": int}} if kind is Event else {}
+    keywords = {"name": "a", "topic" if kind is Event else "queue": "t", "tombstone": True}
+    with pytest.raises(ConfigurationError, match="without fields"):
+        type(kind)("Bad", (kind,), fields, **keywords)
 
 
 @pytest.mark.parametrize("keywords", [{"name": "a"}, {"name": "a", "topic": "t"}, {}])

@@ -17,7 +17,7 @@ from msgspec import structs
 from duly.cdc.registry import StreamRules
 from duly.errors import DulyError, error_code
 from duly.kernel.changes import Change, Intent, Transaction
-from duly.kernel.rules import Emitted, Naming, Rule, evaluate
+from duly.kernel.rules import Emit, Emitted, Naming, Rule, evaluate
 from duly.message import Registry
 
 __all__ = ["Explained", "explain"]
@@ -25,7 +25,8 @@ __all__ = ["Explained", "explain"]
 
 class Explained(NamedTuple):
     """What one rule made of one change, or of one transaction (ordinal -1). asked: what it asked,
-    with the answers; emitted: wire name and id of each result; error: the code where it raised.
+    with the answers; emitted: wire name and id of each result; error: the code where it raised;
+    ran: False for a rule that writes, which a dry run has no transaction for.
     """
 
     position: str
@@ -36,6 +37,7 @@ class Explained(NamedTuple):
     emitted: tuple[tuple[str, str], ...]
     asked: tuple[str, ...]
     error: str
+    ran: bool = True
 
 
 def explain(
@@ -45,14 +47,17 @@ def explain(
     naming = stream.naming
     for transaction in transactions:
         for rule in stream.rules:
-            yield from _explain(rule, transaction, naming, registry=registry)
+            fed = stream.sink is not None
+            yield from _explain(rule, transaction, naming, registry=registry, fed=fed)
 
 
 def _explain(
-    rule: Rule, transaction: Transaction, naming: Naming, *, registry: Registry
+    rule: Rule, transaction: Transaction, naming: Naming, *, registry: Registry, fed: bool
 ) -> Iterator[Explained]:
     seen: list[tuple[Change | None, list[str]]] = []
-    watched = replace(rule, function=_watching(rule.function, seen))
+    function = _feeding(rule.function) if fed else rule.function
+    look = _unasked(seen) if rule.writes else _watching(function, seen)
+    watched = replace(rule, function=look)
     emitted: list[Emitted] = []
     error = ""
     try:
@@ -71,6 +76,7 @@ def _explain(
             tuple((_wire_name(e.emit.message, registry), e.id) for e in mine),
             tuple(asked),
             error if place == len(seen) - 1 else "",
+            ran=not rule.writes,
         )
 
 
@@ -83,6 +89,25 @@ def _watching(
         return function(_watched(given, asked) if isinstance(given, Change) else given)
 
     return watched
+
+
+def _feeding(project: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """What the sink of a rule is told: a row, or that there is none."""
+
+    def fed(given: Change) -> Emit:
+        row = None if given.op in ("delete", "truncate") else project(given)
+        return Emit("no row" if row is None else "a row")
+
+    return fed
+
+
+def _unasked(seen: list[tuple[Change | None, list[str]]]) -> Callable[[Any], None]:
+    """In the place of a rule that writes: says only that it would be run."""
+
+    def unasked(given: Any) -> None:
+        seen.append((given if isinstance(given, Change) else None, ["it writes (tx)"]))
+
+    return unasked
 
 
 def _watched(change: Change, asked: list[str]) -> Change:
@@ -128,6 +153,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _wire_name(message: Any, registry: Registry) -> str:
+    if isinstance(message, str):  # what a sink is told
+        return message
     try:
         return registry.of(type(message)).name
     except DulyError:

@@ -20,11 +20,13 @@ from hashlib import sha256
 
 from msgspec import structs
 
+from duly.cdc.effects import Effects, Frame
+from duly.cdc.feeding import Feeding
 from duly.cdc.intake import Intake, Item, position_of, weight_of
 from duly.cdc.offsets import Offset, Request, SnapshotState, State, Trouble, move, requests
 from duly.cdc.outgoing import Evaluated, Evaluator
 from duly.cdc.registry import StreamRules
-from duly.errors import GapError
+from duly.errors import DulyError, GapError
 from duly.kernel import failpoints
 from duly.kernel.backoff import Retry
 from duly.kernel.changes import SnapshotChunk, Transaction
@@ -67,7 +69,8 @@ class _Unstored:
 
 class Follower:
     """Reads one stream until told to stop. connection: where it writes; asked: what a person asks
-    for now; tell: called with the code of what stands in the way, empty when nothing does.
+    for now; tell: called with the code of what stands in the way, empty when nothing does; effects:
+    where rules write, too; feeding: of the sink that is fed, instead.
     """
 
     def __init__(
@@ -81,10 +84,13 @@ class Follower:
         hooks: Hooks,
         tell: Callable[[str], None],
         pace: Pace,
+        effects: Effects | None = None,
+        feeding: Feeding | None = None,
     ) -> None:
         self._rules, self._source, self._outlet = rules, source, outlet
         self._connection, self._clock, self._hooks = connection, clock, hooks
-        self._tell, self._pace = tell, pace
+        self._tell, self._pace, self._effects = tell, pace, effects
+        self._feeding = feeding
         self._evaluator = Evaluator(rules, outlet)
         self._tables = {table.name: table for table in rules.tables()}
         self._naming = rules.naming
@@ -116,6 +122,9 @@ class Follower:
         """
         self._offset = offset
         await self._begin()
+        if self._feeding is not None:
+            await self._store_state(await self._feeding.begun(self._offset))
+            await self._store_state(await self._feeding.open(self._offset))
         stream = await self._source.open(
             list(self._tables.values()), position=self._offset.position, token=offset.token
         )
@@ -154,7 +163,7 @@ class Follower:
         if position and state.identity and not fresh:
             return
         tables = {**state.tables, **{name: SnapshotState() for name in fresh}}
-        begun = State(identity=identity, tables=tables, trouble=state.trouble)
+        begun = structs.replace(state, identity=identity, tables=tables)
         await self._store((), position=position or start, state=begun)
 
     async def _read(self, stream: ChangeStream) -> None:
@@ -201,17 +210,29 @@ class Follower:
         began = self._clock.monotonic()
         sizes = enumerate(map(weight_of, items))
         large = next((place for place, size in sizes if size >= self._pace.lazy), len(items))
-        if large == 0:
-            failed = await self._write_large(stream, items[0], began)
-            rest = items if failed else items[1:]
-        else:
-            done = await asyncio.to_thread(self._evaluator.evaluate, items[:large])
-            await self._write(stream, done, began)
-            rest, failed = items[len(done.items) :], done.failed
-        if failed is not None:
-            return await self._fail(failed, rest, stopping)
+        done = await self._done_of(stream, items[: max(1, large)], began)
+        rest = items[len(done.items) :]
+        if done.failed is not None:
+            return await self._fail(done.failed, rest, stopping)
         self._tell("")
         return rest
+
+    async def _done_of(
+        self, stream: ChangeStream, items: Sequence[Item], began: float
+    ) -> Evaluated:
+        """Make of items what the rules make of them, store and confirm it: small ones together, or
+        a large one by itself.
+        """
+        if self._feeding is not None:
+            return await self._write_fed(stream, items, self._feeding, began=began)
+        if self._effects is not None:
+            return await self._write_effects(stream, items, began)
+        if weight_of(items[0]) >= self._pace.lazy:
+            failed = await self._write_large(stream, items[0], began)
+            return Evaluated(() if failed else items, (), failed)
+        done = await asyncio.to_thread(self._evaluator.evaluate, items)
+        await self._write(stream, done, began)
+        return done
 
     # --- writing ----------------------------------------------------------------------------------
     async def _write(self, stream: ChangeStream, done: Evaluated, began: float) -> None:
@@ -220,9 +241,7 @@ class Follower:
         position = position_of(done.items[-1])
         state = self._state_after(done.items)
         if not done.messages and state == self._offset.state:
-            if not self._unstored.position:
-                self._unstored.since = began
-            self._unstored.position = position
+            self._leave_unstored(position, began)
             return
         await self._store([done.messages], position=position, state=state)
         self._outlet.committed(done.messages)
@@ -251,6 +270,54 @@ class Follower:
         await self._confirm(stream, [item])
         return None
 
+    async def _write_effects(
+        self, stream: ChangeStream, items: Sequence[Item], began: float
+    ) -> Evaluated:
+        """Rules, messages and position in one transaction that the rules write in, too."""
+        effects, before = self._effects, self._offset
+        assert effects is not None
+
+        def after(done: Sequence[Item]) -> Offset:
+            return before._replace(position=position_of(done[-1]), state=self._state_after(done))
+
+        frame = Frame(
+            first=lambda: move(self._rules.name, before),
+            last=lambda done: move(self._rules.name, after(done)),
+            due=lambda done: after(done).state != before.state,
+        )
+        self.writing = True
+        try:
+            working = self._connection.submit(lambda _: effects.apply(items, frame))
+            applied = await asyncio.wrap_future(working)
+        finally:
+            self.writing = False
+        if applied.stored:
+            self._offset, self._unstored = after(applied.items), _Unstored()
+            failpoints.hit(failpoints.CDC_STORED)
+            self._outlet.committed(applied.messages)
+            self._told(applied.items, applied.made, began)
+            await self._confirm(stream, applied.items)
+        elif applied.items:
+            self._leave_unstored(position_of(applied.items[-1]), began)
+        return Evaluated(applied.items, applied.messages, applied.failed)
+
+    async def _write_fed(
+        self, stream: ChangeStream, items: Sequence[Item], feeding: Feeding, *, began: float
+    ) -> Evaluated:
+        """The sink first, then the position: what is applied twice is found out there."""
+        done = await feeding.apply(items)
+        if done.items:
+            state = self._state_after(done.items)
+            await self._store((), position=position_of(done.items[-1]), state=state)
+            self._told(done.items, 0, began)
+            await self._confirm(stream, done.items)
+        return done
+
+    def _leave_unstored(self, position: str, began: float) -> None:
+        if not self._unstored.position:
+            self._unstored.since = began
+        self._unstored.position = position
+
     async def _store(
         self, batches: Sequence[Sequence[Pending]], *, position: str, state: State
     ) -> None:
@@ -260,6 +327,10 @@ class Follower:
                 failpoints.hit(failpoints.CDC_WRITTEN)
 
         await self._store_with(writes, position=position, state=state)
+
+    async def _store_state(self, state: State) -> None:
+        if state != self._offset.state:
+            await self._store((), position=self._offset.position, state=state)
 
     async def _store_with(
         self, writes: Callable[[], Steps[None]], *, position: str, state: State, note: str = ""
@@ -313,9 +384,12 @@ class Follower:
 
     # --- what goes wrong in a rule ----------------------------------------------------------------
     async def _fail(
-        self, error: RuleFailedError, items: Sequence[Item], stopping: asyncio.Event
+        self, error: DulyError, items: Sequence[Item], stopping: asyncio.Event
     ) -> Sequence[Item]:
-        """Say so, wait, and return what is to be done then: the same, or without the first."""
+        """Say so, wait, and return what is to be done then: the same, or without the first.
+
+        Raises the error where it is not to be tried again.
+        """
         place = position_of(items[0])
         before = self._offset.state.trouble
         tries = before.tries + 1 if before is not None and before.position == place else 1
@@ -325,16 +399,31 @@ class Follower:
         await self._store((), position=position, state=self._offset.state.with_trouble(trouble))
         self._tell(error.code)
         self._hooks.emit(CaptureStopped(stream=self._rules.name, code=error.code, tries=tries))
-        until = self._clock.monotonic() + _AGAIN.delay(tries, random.random())
-        while self._clock.monotonic() < until and not stopping.is_set():
-            for request in self.asked:
-                if request.verb == "skip" and request.argument == place:
-                    state = self._state_after(items[:1])
-                    await self._store_with(_nothing, position=place, state=state, note=request.name)
-                    _log.warning("%s: skipped %s as asked", self._rules.name, place)
-                    return items[1:]
+        retry = self._rules.retry_after(error) or _AGAIN
+        delay_seconds = 0.0 if retry.exhausted(tries) else retry.delay(tries, random.random())
+        until = self._clock.monotonic() + delay_seconds
+        while not stopping.is_set():
+            if await self._skipped(items[0]):
+                return items[1:]
+            if self._clock.monotonic() >= until:
+                break
             await self._clock.sleep(min(self._pace.look_seconds, 0.2))
+        if retry.exhausted(tries):
+            raise error
         return items
+
+    async def _skipped(self, item: Item) -> bool:
+        """Whether a person has asked to leave this item out; that is stored then."""
+        place = position_of(item)
+        for request in self.asked:
+            if request.verb == "skip" and request.argument == place:
+                state = self._state_after([item])
+                if self._feeding is not None:
+                    await self._feeding.pass_by(place)
+                await self._store_with(_nothing, position=place, state=state, note=request.name)
+                _log.warning("%s: skipped %s as asked", self._rules.name, place)
+                return True
+        return False
 
     # --- what a person asks for -------------------------------------------------------------------
     async def _serve(self, stream: ChangeStream) -> None:
@@ -346,9 +435,12 @@ class Follower:
                 if request.argument in self._tables and request.argument != self._active:
                     run = sha256(request.mark.encode()).hexdigest()[:8]
                     state = state.with_table(request.argument, SnapshotState(run=run))
+                    state = structs.replace(state, epoch=state.anew().epoch)
                 here = self._unstored.position or self._offset.position
                 await self._store_with(_nothing, position=here, state=state, note=request.name)
                 self._served.add(request.mark)
+                if self._feeding is not None and state.epoch != state.fed:
+                    await self._store_state(await self._feeding.open(self._offset))
             elif request.verb == "skip" and self._offset.state.trouble is None:
                 # It went well before anybody skipped it: that must not be skipped another time.
                 await self._connection.ask(Statement("meta.drop", {"name": request.name}))

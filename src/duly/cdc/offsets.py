@@ -57,16 +57,24 @@ class Trouble(msgspec.Struct, frozen=True):
 
 class State(msgspec.Struct, frozen=True):
     """What a reader knows besides its position. identity: of the source, empty before the first
-    start. tables: the snapshots begun, by declared name.
+    start. tables: the snapshots begun, by declared name. epoch: counts how often the copy in a sink
+    was begun, 0 where there is none; fed: the last one that the sink was told of, 0 where the
+    stream begins anew.
     """
 
     identity: str = ""
     tables: dict[str, SnapshotState] = {}
     trouble: Trouble | None = None
+    epoch: int = 0
+    fed: int = 0
 
     def with_table(self, table: str, snapshot: SnapshotState) -> State:
         """The same with another state of one snapshot."""
         return msgspec.structs.replace(self, tables={**self.tables, table: snapshot})
+
+    def anew(self) -> State:
+        """A state to begin with, of a copy that is begun once more where there is one."""
+        return State(epoch=self.epoch + bool(self.epoch))
 
     def with_trouble(self, trouble: Trouble | None) -> State:
         """The same in or out of trouble."""

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any, NamedTuple
 
-from duly.cdc.offsets import Offset, State, Trouble, ask_for, forget, read
+from msgspec import structs
+
+from duly.cdc.offsets import Offset, Trouble, ask_for, forget, read
 from duly.cdc.registry import RuleRegistry, StreamRules
 from duly.errors import NotFoundError, OperatorError, WrongStatusError
 from duly.observe.facts import OperatorActed
@@ -29,12 +31,13 @@ BOX = "cdc"
 
 
 class StreamLine(NamedTuple):
-    """A stream as it is declared. rules: name and tables of each."""
+    """A stream as it is declared. rules: their names; sink: the place that it keeps in step."""
 
     stream: str
     source: str
     tables: tuple[str, ...]
     rules: tuple[str, ...]
+    sink: str = ""
 
 
 class SnapshotLine(NamedTuple):
@@ -89,6 +92,7 @@ class Streams:
                 self._shown_url(stream),
                 tuple(table.name for table in stream.tables()),
                 tuple(rule.name for rule in stream.rules),
+                "" if stream.sink is None else stream.sink.place,
             )
             for stream in self._registry.streams
         ]
@@ -181,10 +185,16 @@ class Streams:
         rules = self._found(stream)
 
         def steps() -> Steps[None]:
-            trouble = (yield from read(rules.name)).state.trouble
-            if trouble is None or trouble.stopped or trouble.position != position:
+            offset = yield from read(rules.name)
+            trouble = offset.state.trouble
+            # What stopped at an item stands behind the position; lost history stands at it.
+            stays = trouble is not None and trouble.stopped and trouble.position == offset.position
+            if trouble is None or stays or trouble.position != position:
                 raise WrongStatusError(f"no rule of {rules.name} fails at {position!r:.80}")
             yield ask_for(rules.name, "skip", position)
+            if trouble.stopped:  # it was tried for the last time: it begins again, and is skipped
+                state = offset.state.with_trouble(structs.replace(trouble, stopped=False))
+                yield from _forget(rules.name, offset._replace(state=state))
             yield _audit("skip", rules, by=by, detail={"position": position, "code": trouble.code})
 
         self._act("skip", steps, by)
@@ -205,7 +215,7 @@ class Streams:
 
         def steps() -> Steps[None]:
             offset = yield from read(rules.name)
-            yield from _forget(rules.name, offset._replace(position="", state=State()))
+            yield from _forget(rules.name, offset._replace(position="", state=offset.state.anew()))
             yield _audit("drop", rules, by=by, detail={"from": offset.position})
 
         self._act("drop", steps, by)
@@ -229,14 +239,15 @@ class Streams:
 
 def _rewound(offset: Offset, position: str) -> Offset:
     if position == "start":
-        return offset._replace(position="", state=State())
+        return offset._replace(position="", state=offset.state.anew())
     known = offset.position
     if not known:
         raise WrongStatusError("the stream has not begun; there is nothing to rewind")
     if len(position) != len(known) or not position.isalnum():
         text = f"{position!r:.80} does not look like {known}"
         raise OperatorError(text, code="CDC_POSITION")
-    return offset._replace(position=position, state=offset.state.with_trouble(None))
+    state = structs.replace(offset.state.with_trouble(None), epoch=offset.state.anew().epoch)
+    return offset._replace(position=position, state=state)
 
 
 def _forget(stream: str, offset: Offset) -> Steps[None]:

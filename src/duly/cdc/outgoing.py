@@ -29,6 +29,7 @@ __all__ = [
     "HEADER_SOURCE_OF_CHANGE",
     "HEADER_TABLE",
     "HEADER_TIME_OF_CHANGE",
+    "PIECE",
     "Evaluated",
     "Evaluator",
 ]
@@ -39,7 +40,7 @@ HEADER_POSITION = "cdcposition"
 HEADER_ORDINAL = "cdcordinal"
 HEADER_TIME_OF_CHANGE = "cdctime"
 
-_PIECE = 1000
+PIECE = 1000
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Evaluated:
 
     items: Sequence[Item]
     messages: Sequence[Pending]
-    failed: RuleFailedError | None = None
+    failed: DulyError | None = None
 
 
 class Evaluator:
@@ -76,7 +77,7 @@ class Evaluator:
         piece: list[Pending] = []
         for message in self.messages(item):
             piece.append(message)
-            if len(piece) == _PIECE:
+            if len(piece) == PIECE:
                 yield piece
                 piece = []
         if piece:

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
-from duly.errors import ConfigurationError, NotFoundError
+from duly.errors import ConfigurationError, DulyError, NotFoundError, RetryableError
+from duly.kernel.backoff import Retry
 from duly.kernel.changes import Change
 from duly.kernel.names import check_name, check_sql_name
-from duly.kernel.rules import Naming, Rule, masked
+from duly.kernel.rules import Naming, Rule, RuleFailedError, masked
 from duly.ports import Finding, Severity
+from duly.sink import Sink
 from duly.sources import ChangeFeatures, TableSpec
 
 __all__ = ["RuleOptions", "RuleRegistry", "StreamRules"]
@@ -29,6 +31,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 _NOT_SQL = re.compile(r"[^a-z0-9_]")
 _READER_MAX = 41
 _TABLE_MAX = 120
+_FIRST = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.VAR_POSITIONAL,
+)
 
 
 class RuleOptions(TypedDict, total=False):
@@ -41,7 +48,10 @@ class RuleOptions(TypedDict, total=False):
     columns never carried. mask: columns that can be compared and not read. on_snapshot: whether
     rows that were there before count, too. snapshot: ``initial`` reads those when the stream begins
     (or the rule is new), ``never`` only when an operator asks. before: whether old values are
-    needed. coalesce: ``row`` shows each row once in a transaction. name: stable for ever, part of
+    needed. coalesce: ``row`` shows each row once in a transaction. retry: how often a rule that
+    raised is tried again before its stream stops and waits for a person; for ever by default. into:
+    a sink that is kept in step with the table: the function gives the row, document or entry that
+    a change leaves, None for none, and its stream is one of its own. name: stable for ever, part of
     the ids; default the name of the function.
     """
 
@@ -57,6 +67,8 @@ class RuleOptions(TypedDict, total=False):
     snapshot: Literal["initial", "never"]
     before: bool
     coalesce: Literal["row"] | None
+    retry: Retry | None
+    into: Sink | None
     name: str | None
 
 
@@ -66,12 +78,13 @@ _KNOWN = frozenset(RuleOptions.__annotations__)
 @dataclass(frozen=True)
 class StreamRules:
     """The rules of one stream. name: of the stream and of its reader. url: of the source, None for
-    the App's own database.
+    the App's own database. sink: what its one rule feeds.
     """
 
     name: str
     url: str | None
     rules: tuple[Rule, ...]
+    sink: Sink | None = None
 
     @property
     def naming(self) -> Naming:
@@ -90,6 +103,20 @@ class StreamRules:
         """The tables that a new stream begins with a snapshot of."""
         wanted = (rule for rule in self.rules if rule.on_snapshot and rule.initial)
         return sorted({table for rule in wanted for table in rule.tables})
+
+    @property
+    def writes(self) -> bool:
+        """Whether any rule takes a ``tx``."""
+        return any(rule.writes for rule in self.rules)
+
+    def retry_after(self, error: DulyError) -> Retry | None:
+        """How often what raised this is tried again; None: for ever."""
+        if isinstance(error, RetryableError):
+            return None
+        names = error.rule.split(", ") if isinstance(error, RuleFailedError) else []
+        failed = self.rules if self.sink else [rule for rule in self.rules if rule.name in names]
+        retries = [rule.retry for rule in failed if rule.retry]
+        return min(retries, key=lambda retry: retry.attempts, default=None)
 
     def masked(self, change: Change) -> Change:
         """The change with every value hidden that any rule masks."""
@@ -146,6 +173,7 @@ class RuleRegistry:
         self._default = _NOT_SQL.sub("_", app.lower()).lstrip("0123456789")[:_READER_MAX] or "app"
         self._urls: dict[str, str | None] = {self._default: None}
         self._rules: dict[str, list[Rule]] = {}
+        self._sinks: dict[str, tuple[str, Rule, Sink]] = {}  # stream: source, rule, sink
 
     def source(self, name: str, url: str | None) -> None:
         """Declare a source; see ``App.source``."""
@@ -164,6 +192,9 @@ class RuleRegistry:
 
         def register(function: F) -> F:
             rule = _rule(function, options)
+            if (sink := options.get("into")) is not None:
+                self._feed(source, rule, sink)
+                return function
             others = self._rules.setdefault(source, [])
             if any(other.name == rule.name for other in others):
                 text = f"two rules of {source} are named {rule.name!r}; give one of them name="
@@ -176,12 +207,29 @@ class RuleRegistry:
     @property
     def streams(self) -> list[StreamRules]:
         """The streams that have rules. Raises ConfigurationError for an undeclared source."""
-        missing = sorted(set(self._rules) - set(self._urls))
+        fed = {source for source, _, _ in self._sinks.values()}
+        missing = sorted({*self._rules, *fed} - set(self._urls))
         if missing:
             names = ", ".join(missing)
             raise ConfigurationError(f"rules are about {names}, declared by no app.source(...)")
-        rules = sorted(self._rules.items())
-        return [StreamRules(name, self._urls[name], tuple(mine)) for name, mine in rules]
+        found = [StreamRules(n, self._urls[n], tuple(mine)) for n, mine in self._rules.items()]
+        for name, (source, rule, sink) in self._sinks.items():
+            if name in self._urls:
+                text = f"the stream of rule {rule.name} would be called as the source {name}"
+                raise ConfigurationError(f"{text}; give the rule another name=")
+            found.append(StreamRules(name, self._urls[source], (rule,), sink))
+        return sorted(found, key=lambda stream: stream.name)
+
+    def _feed(self, source: str, rule: Rule, sink: Sink) -> None:
+        """Give a rule with a sink a stream of its own, so that neither waits for the other."""
+        name = _NOT_SQL.sub("_", f"{source}_{rule.name}".lower())
+        if len(name) > _READER_MAX:
+            text = f"{name} is too long for the name of a stream; give rule {rule.name} a name="
+            raise ConfigurationError(text)
+        if name in self._sinks:
+            text = f"two rules of {source} are named {rule.name!r}; give one of them name="
+            raise ConfigurationError(text)
+        self._sinks[name] = (source, rule, sink)
 
     def stream(self, name: str = "") -> StreamRules:
         """One stream by name; the only one where the name is empty. Raises ConfigurationError."""
@@ -204,12 +252,16 @@ class RuleRegistry:
 
 def _rule(function: Callable[..., Any], options: RuleOptions) -> Rule:
     name = check_name(str(options.get("name") or getattr(function, "__name__", "")), "rule")
+    writes, sink = _takes_tx(function, name), options.get("into")
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise ConfigurationError(f"rule {name} is async; a rule is a plain function of a change")
     tables = _names([*_listed(options.get("tables", ())), *_listed(options.get("table", ()))])
     if not tables:
         raise ConfigurationError(f"rule {name}: say table=... or tables=[...]")
     whole, on_snapshot = options.get("transaction", False), options.get("on_snapshot", False)
+    if sink is not None:
+        _check_fed(name, options, one_table=len(tables) == 1, writes=writes)
+        on_snapshot = sink.snapshots
     if whole and on_snapshot:
         text = f"rule {name}: a snapshot is no transaction; use a rule about rows"
         raise ConfigurationError(text)
@@ -231,9 +283,42 @@ def _rule(function: Callable[..., Any], options: RuleOptions) -> Rule:
         mask=_columns(options, "mask"),
         on_snapshot=on_snapshot,
         initial=options.get("snapshot", "initial") == "initial",
-        before=options.get("before", True),
+        before=options.get("before", sink is None),
         coalesce=options.get("coalesce") == "row",
+        writes=writes,
+        retry=_retry(options.get("retry"), name),
     )
+
+
+def _check_fed(rule: str, options: RuleOptions, *, one_table: bool, writes: bool) -> None:
+    """Raise ConfigurationError for what a rule with a sink cannot have."""
+    others = sorted({"transaction", "coalesce", "on_snapshot", "mask"} & set(options))
+    if others or writes:
+        text = f"rule {rule}: into= goes without {', '.join(others) or 'tx'}"
+        raise ConfigurationError(text)
+    if not one_table:
+        raise ConfigurationError(f"rule {rule}: into= is fed from one table")
+
+
+def _takes_tx(function: Callable[..., Any], rule: str) -> bool:
+    """Whether it asks for the transaction. Raises ConfigurationError (RULE_SIGNATURE)."""
+    found = list(inspect.signature(function).parameters.values())
+    if not found or found[0].name == "tx" or found[0].kind not in _FIRST:
+        text = f"rule {rule}: the first parameter is the change, or the transaction of the source"
+        raise ConfigurationError(text, code="RULE_SIGNATURE")
+    for parameter in found[1:]:
+        if parameter.name != "tx" and parameter.default is inspect.Parameter.empty:
+            text = f"rule {rule}: parameter {parameter.name!r}; after the change only tx is given"
+            raise ConfigurationError(text, code="RULE_SIGNATURE")
+    return any(parameter.name == "tx" for parameter in found)
+
+
+def _retry(retry: Retry | None, rule: str) -> Retry | None:
+    if retry is not None:
+        if not isinstance(retry, Retry):
+            raise ConfigurationError(f"rule {rule}: retry must be a Retry(...)")
+        retry.refuse_on(f"rule {rule}")
+    return retry
 
 
 def _listed(given: str | Iterable[str]) -> list[str]:

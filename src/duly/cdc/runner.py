@@ -16,6 +16,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from msgspec import structs
+
+from duly.cdc.effects import Effects
+from duly.cdc.feeding import Feeding
 from duly.cdc.follower import Follower, Pace
 from duly.cdc.offsets import Offset, Request, Trouble, claim, move, read, requests
 from duly.cdc.registry import StreamRules
@@ -35,7 +39,10 @@ from duly.observe.health import Health
 from duly.observe.hooks import Hooks
 from duly.outbox.publish import MessageOutlet
 from duly.ports import Clock, Database, Steps
+from duly.runtime.clock import SystemClock
 from duly.runtime.connection import ConnectionThread
+from duly.runtime.desk import Desk
+from duly.runtime.leases import Deadlines
 from duly.runtime.role_lease import RoleLease
 from duly.sources import ChangeSource
 
@@ -52,7 +59,9 @@ _STOPS = (GapError, ConfigurationError, PermanentError)
 
 @dataclass(frozen=True, kw_only=True)
 class StreamContext:
-    """What every stream of an App works with."""
+    """What every stream of an App works with. limit_seconds: how long one call of a rule with a
+    ``tx`` may take; past it ``deadlines`` end the process.
+    """
 
     database: Database
     outlet: MessageOutlet
@@ -63,6 +72,8 @@ class StreamContext:
     ttl_seconds: float
     renew_seconds: float
     pace: Pace = field(default_factory=Pace)
+    limit_seconds: float = 300.0
+    deadlines: Deadlines = field(default_factory=lambda: Deadlines(SystemClock()))
 
 
 class StreamRole:
@@ -79,6 +90,10 @@ class StreamRole:
             ttl_seconds=context.ttl_seconds,
         )
         self._connection = ConnectionThread(context.database, f"cdc-{rules.name}")
+        self._effects = _effects(rules, context) if rules.writes else None
+        self._feeding: Feeding | None = None
+        if rules.sink is not None:
+            self._feeding = Feeding(rules, rules.sink, lazy=context.pace.lazy)
         self._follower: Follower | None = None
         self._code = ""
         self._waits = False  # for another process, or for a person
@@ -141,6 +156,10 @@ class StreamRole:
         finally:
             telling.cancel()
             await self._lease.leave()
+            if (effects := self._effects) is not None:
+                self._connection.submit(lambda _: effects.close())
+            if self._feeding is not None:
+                self._feeding.close()
             await asyncio.to_thread(self._connection.close)
             self._context.health.stopped(self._label)
 
@@ -161,6 +180,8 @@ class StreamRole:
             hooks=self._context.hooks,
             tell=self._tell,
             pace=self._context.pace,
+            effects=self._effects,
+            feeding=self._feeding,
         )
         tasks = [
             asyncio.create_task(self._follow(follower, offset), name=f"duly {self._label}"),
@@ -194,7 +215,11 @@ class StreamRole:
         into the same.
         """
         now, code = self._context.clock.time(), error.code
-        trouble = Trouble(code, error.detail, offset.position, now, stopped=True)
+        known = offset.state.trouble
+        if known is not None and known.code == error.code and known.position > offset.position:
+            trouble = structs.replace(known, stopped=True)  # it says where, and how often tried
+        else:
+            trouble = Trouble(code, error.detail, offset.position, now, stopped=True)
         halted = offset._replace(state=offset.state.with_trouble(trouble))
         await self._connection.run(lambda: move(self._rules.name, halted))
         _log.error("%s stopped: %s", self._label, error, extra={"code": code})
@@ -207,6 +232,7 @@ class StreamRole:
         """Prolong the lease and look for what a person asks. Raises StaleLeaseError."""
         context = self._context
         while True:
+            context.deadlines.enforce()  # no member of the lanes runs where this is the only role
             try:
                 if not await self._lease.take():
                     raise StaleLeaseError(f"the lease of {self._label} was lost")
@@ -254,3 +280,15 @@ class StreamRole:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
+
+
+def _effects(rules: StreamRules, context: StreamContext) -> Effects:
+    database, limit_seconds = context.database, context.limit_seconds
+    return Effects(
+        rules,
+        context.outlet,
+        desk=Desk(database, limit_seconds=limit_seconds, turn=database.turn),
+        deadlines=context.deadlines,
+        limit_seconds=limit_seconds,
+        clock=context.clock,
+    )

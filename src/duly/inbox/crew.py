@@ -18,11 +18,11 @@ from typing import NamedTuple, Protocol
 
 from duly.errors import DulyError, error_code
 from duly.inbox.context import ConsumeContext, Job
-from duly.inbox.desk import AsyncDesk, Desk
 from duly.inbox.ending import End, Ending, all_done, error_text
 from duly.inbox.failures import STORED, Unhandled, dated, store
 from duly.inbox.handlers import Handler
 from duly.inbox.runner import run, run_async
+from duly.runtime.desk import AsyncDesk, Desk
 
 __all__ = ["Crew", "Done", "Task", "crew_of"]
 

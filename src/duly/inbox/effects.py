@@ -42,7 +42,6 @@ from duly.errors import (
     StaleLeaseError,
 )
 from duly.inbox.context import ConsumeContext
-from duly.inbox.desk import AsyncDesk, Desk
 from duly.inbox.ending import EFFECT_IN_DOUBT, EFFECT_IS_LIVE, End, Ended, Ending
 from duly.inbox.identity import Identity
 from duly.kernel import failpoints
@@ -50,6 +49,7 @@ from duly.kernel.names import check_name
 from duly.kernel.outcomes import NotFound
 from duly.observe.facts import EffectCalled, EffectInDoubt, EffectReused, Fact
 from duly.ports import Statement, Steps
+from duly.runtime.desk import AsyncDesk, Desk
 
 __all__ = ["Effect", "NotFound", "run", "run_async"]
 

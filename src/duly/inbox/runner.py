@@ -20,10 +20,10 @@ from typing import Any
 
 from duly.errors import BatchError, DulyError, PermanentError
 from duly.inbox.context import ConsumeContext, Job
-from duly.inbox.desk import AsyncDesk, Desk
 from duly.inbox.ending import DONE, End, Ended, Ending, error_text
 from duly.inbox.transaction import AsyncTx, HandlerTransaction, Tx
 from duly.observe import tracing
+from duly.runtime.desk import AsyncDesk, Desk
 
 __all__ = ["AGAIN_MAX", "run", "run_async"]
 

@@ -30,12 +30,12 @@ from duly.errors import (
 )
 from duly.inbox import effects
 from duly.inbox.context import ConsumeContext, Job
-from duly.inbox.desk import AsyncDesk, Desk
 from duly.inbox.ending import End, Ended, Ending, ending_of
 from duly.kernel import failpoints
 from duly.message import Message
 from duly.outbox.publish import UNKEYED, PendingMessage
 from duly.ports import Result, Statement, Steps
+from duly.runtime.desk import AsyncDesk, Desk
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -278,7 +278,7 @@ class Tx(_Face):
         inner = self._inner
         inner.open()
         if inner.session is None:
-            from duly.inbox.sessions import session
+            from duly.runtime.sessions import session
 
             inner.session = session(inner.desk.core)
         return inner.session  # type: ignore[no-any-return]
@@ -318,7 +318,7 @@ class Tx(_Face):
         if inner.touched:
             yield self.session
             return
-        from duly.inbox.sessions import session
+        from duly.runtime.sessions import session
 
         inner.desk.begin()
         inner.reading = True
@@ -390,7 +390,7 @@ class AsyncTx(_Face):
                 raise PermanentError(
                     "leave tx.read() before the transaction begins", code="READ_IS_OPEN"
                 )
-            from duly.inbox.sessions import async_session
+            from duly.runtime.sessions import async_session
 
             self._session = async_session(self._desk.connection, inner.open)
             inner.session = self._session.sync_session
@@ -411,7 +411,7 @@ class AsyncTx(_Face):
         if inner.touched:
             yield self.session
             return
-        from duly.inbox.sessions import async_session
+        from duly.runtime.sessions import async_session
 
         reader = async_session(self._desk.connection, lambda: None)
         inner.reading = True

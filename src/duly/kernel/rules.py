@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from traceback import walk_tb
 from typing import Any, Final, NamedTuple
 
 from msgspec import structs
 
-from duly.errors import GapError, PermanentError
+from duly.errors import GapError, PermanentError, error_code
+from duly.kernel.backoff import Retry
 from duly.kernel.changes import ABSENT, Change, Op, Transaction
 
 __all__ = [
@@ -31,6 +33,8 @@ __all__ = [
     "coalesce",
     "evaluate",
     "masked",
+    "projected",
+    "seen_by",
     "why_not",
 ]
 
@@ -96,7 +100,8 @@ class Rule:
     the columns that name a row, the primary key where empty. include, exclude: columns seen. mask:
     columns that can only be compared. on_snapshot: whether rows of a snapshot count. initial:
     whether a new stream begins with a snapshot. before: whether it needs old values. coalesce:
-    whether it sees each row once in a transaction.
+    whether it sees each row once in a transaction. writes: the function takes a ``tx``, too. retry:
+    how often it is tried again after it raised; for ever where None.
     """
 
     name: str
@@ -111,6 +116,8 @@ class Rule:
     initial: bool = True
     before: bool = True
     coalesce: bool = False
+    writes: bool = False
+    retry: Retry | None = None
 
 
 class RuleFailedError(PermanentError):
@@ -120,9 +127,10 @@ class RuleFailedError(PermanentError):
 
     code = "RULE_FAILED"
 
-    def __init__(self, rule: str, cause: str, *, position: str = "") -> None:
+    def __init__(self, rule: str, cause: str, *, position: str = "", where: str = "") -> None:
         self.rule, self.cause, self.position = rule, cause, position
-        super().__init__(f"rule {rule} at {position}: {cause}")
+        raised = where and f", raised at {where}"
+        super().__init__(f"rule {rule} at {position}: {cause}{raised}")
 
 
 class Naming:
@@ -199,8 +207,39 @@ def _called(rule: Rule, seen: Any, position: str) -> Iterator[Emit]:
         raise
     except Exception as error:
         # Neither its text nor its chain: they may quote the row.
+        cause = str(error_code(error))
+        raise RuleFailedError(rule.name, cause, position=position, where=_where(error)) from error
+
+
+def _where(error: Exception) -> str:
+    """The innermost line of the program's own that it came through, as ``file:line``."""
+    lines = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+    own = [(file, line) for file, line in lines if "site-packages" not in file]
+    file, line = (own or lines)[-1]
+    return f"{file.replace(chr(92), '/').rpartition('/')[2]}:{line}"
+
+
+def seen_by(rule: Rule, changes: Iterable[Change], naming: Naming) -> Iterator[Change]:
+    """The changes that a rule about rows is asked about, as it sees them."""
+    wanted = (change for change in changes if not why_not(rule, change, naming.of(change.table)))
+    return (_view(rule, change) for change in wanted)
+
+
+def projected(rule: Rule, change: Change) -> Mapping[str, Any] | None:
+    """The row that the function makes of a change; None where it makes none.
+
+    Raises RuleFailedError.
+    """
+    try:
+        row = rule.function(change)
+    except GapError:
+        raise
+    except Exception as error:
         cause = getattr(error, "code", type(error).__name__)
-        raise RuleFailedError(rule.name, str(cause), position=position) from error
+        raise RuleFailedError(rule.name, str(cause), position=change.position) from error
+    if row is None or isinstance(row, Mapping):
+        return row
+    raise RuleFailedError(rule.name, "NOT_A_ROW", position=change.position)
 
 
 # --- what a rule sees -----------------------------------------------------------------------------
@@ -211,7 +250,8 @@ class _Seen(Sequence[Change]):
         self._rule, self._changes, self._naming = rule, changes, naming
 
     def __iter__(self) -> Iterator[Change]:
-        wanted = (c for c in self._changes if self._naming.of(c.table) in self._rule.tables)
+        of = self._naming.of
+        wanted = (c for c in self._changes if not why_not(self._rule, c, of(c.table)))
         changes = coalesce(wanted) if self._rule.coalesce else wanted
         return (_view(self._rule, change) for change in changes)
 

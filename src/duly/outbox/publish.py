@@ -133,8 +133,8 @@ class PendingMessage:
     stored. id: of the message, where the same cause must always give the same.
 
     Raises UnknownTypeError, NotSerializableError, PayloadTooLargeError, InvalidHeaderError,
-    PermanentError (KEY_IS_NONE, KEY_INVALID), ConfigurationError (WRONG_VERB) - at once for
-    objects, before the commit for callables.
+    PermanentError (KEY_IS_NONE, KEY_INVALID, TOMBSTONE_WITHOUT_KEY), ConfigurationError
+    (WRONG_VERB) - at once for objects, before the commit for callables.
     """
 
     __slots__ = ("_frozen", "_headers", "_key", "_kind", "_source", "_value", "id", "outlet")
@@ -188,6 +188,9 @@ class PendingMessage:
             self._value if isinstance(self._value, tuple) else self._encode(self._value())
         )
         key = _key_text(self._key()) if callable(self._key) else self._key
+        if spec.tombstone and key is None:
+            text = f"{spec.name} is a tombstone: publish it with the key of what is gone"
+            raise PermanentError(text, code="TOMBSTONE_WITHOUT_KEY")
         if spec.version != 1:
             self._headers[HEADER_VERSION] = str(spec.version)
         self._frozen = Message(
@@ -209,7 +212,7 @@ class PendingMessage:
         if spec.kind != self._kind:
             verb = "publish" if spec.kind == "event" else "send"
             raise ConfigurationError(f"{spec.name} is a {spec.kind}: use {verb}", code="WRONG_VERB")
-        return spec, self._source.registry.encode(value)
+        return spec, b"" if spec.tombstone else self._source.registry.encode(value)
 
     def _is_late(self, value: Any) -> bool:
         if isinstance(value, type) or not callable(value):

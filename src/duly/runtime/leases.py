@@ -82,6 +82,15 @@ class Deadlines:
         with self._lock:
             return [label for until, label in self._running.values() if until < now]
 
+    def enforce(self) -> None:
+        """End this process where something is past its deadline, with the stacks of all threads."""
+        passed = self.passed()
+        if passed:
+            _log.critical("past its hard deadline: %s; ending this process", ", ".join(passed))
+            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+            sys.stderr.flush()
+            os._exit(EXIT_DEADLINE)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Timing:
@@ -161,7 +170,7 @@ class LeaseKeeper:
 
     def _serve(self) -> None:
         while not self._stop.is_set():
-            self._enforce_deadlines()
+            self._deadlines.enforce()
             if self._forfeited.is_set():
                 self._forfeited.clear()
                 if self.holder:
@@ -239,14 +248,6 @@ class LeaseKeeper:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-    def _enforce_deadlines(self) -> None:
-        passed = self._deadlines.passed()
-        if passed:
-            _log.critical("past its hard deadline: %s; ending this process", ", ".join(passed))
-            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-            sys.stderr.flush()
-            os._exit(EXIT_DEADLINE)
 
 
 def _beat(row: tuple[object, ...]) -> Beat:

@@ -57,12 +57,21 @@ def _started(pid: int) -> str:
 
 class RoleLease:
     """The lease of one role in the hands of this process; used from the loop's thread. name: of the
-    role, such as ``cdc/STREAM``.
+    role, such as ``cdc/STREAM``. connection: shared with others, who close it; its own otherwise.
     """
 
-    def __init__(self, name: str, *, database: Database, clock: Clock, ttl_seconds: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        database: Database,
+        clock: Clock,
+        ttl_seconds: float,
+        connection: ConnectionThread | None = None,
+    ) -> None:
         self._name, self._ttl_seconds, self._clock = f"role/{name}", ttl_seconds, clock
-        self.connection = ConnectionThread(database, f"lease-{name}")
+        self._shared = connection is not None
+        self.connection = connection or ConnectionThread(database, f"lease-{name}")
         self._holder = f"{process_mark()}/{new_id()}"
         self._token = 0
         self._until = 0.0
@@ -87,7 +96,7 @@ class RoleLease:
         return True
 
     async def leave(self) -> None:
-        """Give it back and close the connection; what cannot be given back runs out."""
+        """Give it back and close its own connection; what cannot be given back runs out."""
         self._until = 0.0
         values = {"name": self._name, "holder": self._holder}
         try:
@@ -95,7 +104,8 @@ class RoleLease:
                 await self.connection.ask(Statement("role.leave", values))
         except RetryableError:
             pass  # it runs out by itself
-        await asyncio.to_thread(self.connection.close)
+        if not self._shared:
+            await asyncio.to_thread(self.connection.close)
 
     def _take(self) -> Steps[int | None]:
         values = {"name": self._name, "holder": self._holder, "ttl_seconds": self._ttl_seconds}

@@ -12,21 +12,24 @@ are missing.  For those run the App itself: ``app.override(...)`` and ``app.runn
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from duly.cdc.outgoing import Evaluator
+from duly.cdc.effects import Effects, Frame
 from duly.checks import check_code, refuse_unsafe
 from duly.errors import ConfigurationError
 from duly.kernel.changes import Change, Intent
 from duly.kernel.durations import Duration, seconds
 from duly.message import Message
 from duly.observe.facts import Fact, Failed, HandlerFailed, Held
-from duly.outbox.publish import PendingMessage
 from duly.outbox.relay import message_of
 from duly.outbox.schema import Schema
+from duly.ports import Steps
+from duly.runtime.desk import Desk
+from duly.runtime.leases import Deadlines
 from duly.runtime.work import Row
 from duly.testing.changes import transaction_of
 from duly.testing.clock import FakeClock
@@ -179,24 +182,31 @@ class AppTest:
 
     def feed(self, *changes: Change, intents: Sequence[Intent] = (), stream: str = "") -> list[Any]:
         """Let the rules see one transaction of these changes, and store what they make of it as a
-        running App would; returns that, as objects of its classes.
+        running App would, what they write in it, too; returns their messages, as objects of their
+        classes.
 
         changes: as ``duly.testing.changes`` makes them. intents: what the service said of its
         transaction. stream: where the App has several. Raises RuleFailedError.
         """
         self._fed += 1
         transaction = transaction_of(changes, position=f"{self._fed:016d}", intents=intents)
-        evaluator = Evaluator(self.app.captures.stream(stream), self.app.outlet)
-        messages = evaluator.evaluate([transaction])
-        if messages.failed is not None:
-            raise messages.failed
-        connection = self.app.database.connect()
+        database, limit_seconds = self.app.database, self.app.settings.handler_timeout
+        effects = Effects(
+            self.app.captures.stream(stream),
+            self.app.outlet,
+            desk=Desk(database, limit_seconds=limit_seconds, turn=database.turn),
+            deadlines=Deadlines(self.app.clock),
+            limit_seconds=limit_seconds,
+            clock=self.app.clock,
+            piece=sys.maxsize,
+        )
         try:
-            connection.run(self.app.outlet.write(messages.messages))
+            applied = effects.apply([transaction], Frame(_nothing, lambda _: _nothing()))
         finally:
-            connection.close()
-        pending = (one for one in messages.messages if isinstance(one, PendingMessage))
-        return [self._object(one.message) for one in pending]
+            effects.close()
+        if applied.failed is not None:
+            raise applied.failed
+        return [self._object(one.message) for one in applied.messages]
 
     def fail_next(self, name: str, *, times: int = 1) -> None:
         """Let something fail the next times it is asked for; see ``duly.testing.faults``.
@@ -335,3 +345,7 @@ async def _async_connection(target: Any) -> Any:
     if isinstance(target, AsyncConnection) and target.in_transaction():
         return target
     return None
+
+
+def _nothing() -> Steps[None]:
+    yield from ()

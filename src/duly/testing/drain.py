@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 from duly.errors import TransactionConflictError
 from duly.inbox.claims import judged
 from duly.inbox.context import ConsumeContext, Job
-from duly.inbox.desk import AsyncDesk, Desk
 from duly.inbox.ending import End, Ending, ending_of
 from duly.inbox.failures import Unhandled, received_row, store
 from duly.inbox.intake import Entry, sort
@@ -37,6 +36,7 @@ from duly.outbox.relay import RelayWork
 from duly.ports import Connection, Delivery, Result, Statement, Steps
 from duly.runtime.box import Box, Reading
 from duly.runtime.clock import SystemClock
+from duly.runtime.desk import AsyncDesk, Desk
 from duly.runtime.lanes import LaneReader, LaneTiming
 from duly.runtime.leases import Deadlines
 from duly.runtime.work import LaneWork

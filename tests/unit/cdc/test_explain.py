@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from duly import Change, Intent, Transaction
+from duly import Change, ChangeTx, Intent, Transaction
 from duly.cdc.explain import explain
 from duly.cdc.registry import RuleRegistry
 from duly.message import Registry
@@ -51,6 +51,24 @@ def test_every_rule_says_what_it_asked_and_what_it_would_make() -> None:
     assert other.emitted[0][0] == "dict (no event or command)"
     assert other.error == "ZeroDivisionError"
     assert (whole.rule, whole.ordinal, whole.emitted) == ("whole", -1, ())
+
+
+def test_a_rule_that_writes_is_not_run() -> None:
+    registry = RuleRegistry("shop")
+
+    @registry.rule(table="orders")
+    def mirror(change: Change, tx: ChangeTx) -> None:
+        raise AssertionError(change, tx)
+
+    changes = [created("lines", BEFORE), created("orders", BEFORE)]
+    (line,) = explain(registry.stream(), [transaction_of(changes)], Registry())
+    assert (line.rule, line.ordinal, line.asked, line.error) == (
+        "mirror",
+        1,
+        ("it writes (tx)",),
+        "",
+    )
+    assert not line.ran
 
 
 def test_why_not() -> None:

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from duly import Retry
 from duly.cdc.registry import RuleRegistry
 from duly.errors import ConfigurationError, InvalidNameError, NotFoundError
+from duly.kernel.rules import RuleFailedError
 from duly.ports import Severity
 from duly.sources import ChangeFeatures, TableSpec
 from duly.testing.changes import updated
@@ -25,6 +27,22 @@ async def late(change: Any) -> None:
 
 async def later(change: Any) -> Any:
     yield change
+
+
+def strange(change: Any, session: Any) -> None:
+    pass
+
+
+def reversed_(tx: Any, change: Any) -> None:
+    pass
+
+
+def nothing() -> None:
+    pass
+
+
+def writing(change: Any, tx: Any) -> None:
+    pass
 
 
 def registry(**options: Any) -> RuleRegistry:
@@ -60,6 +78,11 @@ def test_the_default_stream_is_named_after_the_app() -> None:
         (rule, {"table": "t", "coalesce": "all"}, "coalesce"),
         (rule, {"table": "t", "include": ["a"], "exclude": ["a"]}, "'a'"),
         (rule, {"table": "t", "tabel": "u"}, "tabel"),
+        (rule, {"table": "t", "retry": 3}, "Retry"),
+        (rule, {"table": "t", "retry": Retry(on=(OSError,))}, "on"),
+        (strange, {"table": "t"}, "'session'; after the change only tx"),
+        (reversed_, {"table": "t"}, "first parameter is the change"),
+        (nothing, {"table": "t"}, "first parameter is the change"),
     ],
 )
 def test_what_is_wrong_is_refused_when_it_is_written(
@@ -67,6 +90,16 @@ def test_what_is_wrong_is_refused_when_it_is_written(
 ) -> None:
     with pytest.raises(ConfigurationError, match=said):
         RuleRegistry("shop").rule(**options)(function)
+
+
+def test_a_rule_that_takes_tx_writes() -> None:
+    made = registry()
+    assert not made.stream().writes
+    made.rule(table="orders", retry=Retry(attempts=3))(writing)
+    assert made.stream().writes
+    failed = RuleFailedError("rule, writing", "KeyError")
+    assert made.stream().retry_after(failed) == Retry(attempts=3)
+    assert made.stream().retry_after(RuleFailedError("rule", "KeyError")) is None
 
 
 def test_two_rules_of_one_name_would_share_ids() -> None:

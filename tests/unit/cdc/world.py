@@ -55,7 +55,7 @@ class World:
             if change.became("status", "paid"):
                 yield Paid(order_id=change.key["id"])
 
-    def role(self, **pace: Any) -> StreamRole:
+    def role(self, *, limit_seconds: float = 300.0, **pace: Any) -> StreamRole:
         context = StreamContext(
             database=self.app.database,
             outlet=self.app.outlet,
@@ -66,6 +66,7 @@ class World:
             ttl_seconds=2.0,
             renew_seconds=0.1,
             pace=Pace(**{"idle_seconds": 0.1, "look_seconds": 0.05, **pace}),
+            limit_seconds=limit_seconds,
         )
         return StreamRole(self.app.captures.stream(), context)
 

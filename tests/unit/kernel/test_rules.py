@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -108,6 +109,7 @@ def test_a_rule_that_raises_is_named_without_what_it_said() -> None:
         "5",
     )
     assert "4711" not in str(error.value)
+    assert re.search(r"ZeroDivisionError, raised at test_rules.py:\d+: ", str(error.value))
     assert values(found) == ["fine"]
     absent = Rule("absent", lambda c: c.changed("x"), ("t",))
     with pytest.raises(RuleFailedError, match="ABSENT_VALUE"):
@@ -170,6 +172,7 @@ def test_a_whole_transaction_is_seen_as_the_rule_may() -> None:
     assert [one.change for one in found] == [None, None]
     assert found[0].id != found[1].id
     assert made([rule], changes[1]) == []
+    assert made([rule], change("read", 0, after=row(1))) == []  # a snapshot is no transaction
     joined = Rule("r", lambda t: len(t.changes), ("t",), whole=True, coalesce=True)
     twice = [change("create", 0, after=row(1)), change("update", 1, row(1), row(1, a=1))]
     assert values(made([joined], *twice)) == [1]
@@ -248,3 +251,31 @@ def test_too_many_rows_to_hold(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_row_key_shows_itself() -> None:
     assert repr(ROW_KEY) == "ROW_KEY"
+
+
+# --- the row that a rule makes for a copy ---------------------------------------------------------
+def test_a_rule_about_a_copy_sees_its_own_table_and_columns() -> None:
+    rule = Rule("copy", lambda c: c.after, ("t",), exclude=frozenset({"secret"}))
+    changes = [
+        change("create", 0, None, row(1, secret="s")),
+        change("create", 1, None, row(2), table="u"),
+    ]
+    changes += [change("read", 2, None, row(3))]
+    (seen,) = subject.seen_by(rule, changes, Naming(["t", "u"]))
+    assert subject.projected(rule, seen) == row(1)
+    assert subject.projected(Rule("none", lambda c: None, ("t",)), seen) is None
+
+
+def test_a_projection_that_fails_says_where_and_shows_no_row() -> None:
+    def gap(c: Change) -> None:
+        raise GapError("gone")
+
+    with pytest.raises(GapError):
+        subject.projected(Rule("gap", gap, ("t",)), change("create", 0, None, row(1)))
+    for function, cause in (
+        (lambda c: c.after["secret"], "KeyError"),
+        (lambda c: "text", "NOT_A_ROW"),
+    ):
+        with pytest.raises(RuleFailedError) as error:
+            subject.projected(Rule("r", function, ("t",)), change("create", 0, None, row(1)))
+        assert (error.value.cause, error.value.position) == (cause, "5")

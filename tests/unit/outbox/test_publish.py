@@ -214,6 +214,17 @@ def test_keys(outlet: MessageOutlet, key: Any, text: str | None) -> None:
     assert event(outlet, Placed(order_id=1), key=key).message.key == late.message.key == text
 
 
+def test_a_tombstone_has_a_key_and_no_payload(outlet: MessageOutlet) -> None:
+    class Gone(Event, name="order.gone", topic="orders", tombstone=True):
+        pass
+
+    assert event(outlet, Gone(), key=7).message.payload == b""
+    assert event(outlet, Gone(), key=7).message.key == "7"
+    with pytest.raises(PermanentError) as error:
+        event(outlet, Gone())
+    assert error.value.code == "TOMBSTONE_WITHOUT_KEY"
+
+
 @pytest.mark.parametrize(
     ("key", "code"),
     [(None, "KEY_IS_NONE")]

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from duly import App, Change, Event, Intent, Transaction
+from duly import App, Change, ChangeTx, Event, Intent, Message, Transaction
 from duly.kernel.rules import RuleFailedError
 from duly.testing.app_test import AppTest
 from duly.testing.changes import created, deleted, emptied, snapshot_row, updated
@@ -13,6 +14,14 @@ from duly.testing.changes import created, deleted, emptied, snapshot_row, update
 
 class Paid(Event, name="order.paid", topic="orders"):
     order_id: int
+
+
+class Leaked(Event, name="user.leaked", topic="users"):
+    secret: str
+
+
+class Gone(Event, name="order.gone", topic="orders", tombstone=True):
+    pass
 
 
 def test_changes_look_like_those_of_a_source() -> None:
@@ -58,6 +67,59 @@ def test_changes_are_fed_and_their_events_go_on_to_handlers(app: App, tmp_path: 
         app_test.drain()
         app_test.assert_published(Paid, order_id=9)
     assert sorted(handled) == [1, 9]
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"mask": ["secret"]}, "NOT_SERIALIZABLE"),
+        ({"exclude": ["secret"]}, "KeyError"),
+        ({"include": ["id"]}, "KeyError"),
+    ],
+)
+def test_what_a_rule_may_not_see_gets_into_no_message(
+    tmp_path: Path, options: Any, code: str
+) -> None:
+    app = App("shop")
+
+    @app.cdc(table="users", **options)
+    def leak(change: Change) -> Leaked:
+        assert change.after is not None
+        return Leaked(secret=change.after["secret"])
+
+    with AppTest(app, tmp_path) as app_test:
+        with pytest.raises(RuleFailedError, match=code) as caught:
+            app_test.feed(created("users", {"id": 1, "secret": "pa55word"}))
+        app_test.assert_nothing_published()
+    assert "pa55word" not in str(caught.value)
+
+
+def test_a_rule_writes_and_a_delete_becomes_a_tombstone(app: App, tmp_path: Path) -> None:
+    @app.cdc(table="orders")
+    def mirror(change: Change, tx: ChangeTx) -> Gone | None:
+        if not change.deleted:
+            row = (change.key["id"], change.after["status"] if change.after else "")
+            tx.connection.execute("INSERT OR REPLACE INTO mirror VALUES (?, ?)", row)
+            return None
+        tx.connection.execute("DELETE FROM mirror WHERE id = ?", (change.key["id"],))
+        return Gone()
+
+    handled = []
+
+    @app.on(Gone, group="cache")
+    def forget(event: Gone, msg: Message) -> None:
+        handled.append((msg.key, msg.payload))
+
+    orders = [{"id": n, "status": "placed"} for n in (1, 2)]
+    with AppTest(app, tmp_path) as app_test:
+        with app_test.engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE mirror (id INTEGER PRIMARY KEY, status TEXT)")
+        assert app_test.feed(*(created("orders", order) for order in orders)) == []
+        assert app_test.feed(deleted("orders", orders[0])) == [Gone()]
+        app_test.drain()
+        with app_test.engine.connect() as connection:
+            assert connection.exec_driver_sql("SELECT * FROM mirror").all() == [(2, "placed")]
+    assert handled == [("1", b"")]
 
 
 def test_a_rule_that_raises_fails_the_test_and_stores_nothing(app: App, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from duly.databases.sqlite.database import SqliteDatabase
 from duly.errors import TransactionMisuseError
-from duly.inbox.desk import Desk
+from duly.runtime.desk import Desk
 
 
 @pytest.fixture

@@ -1,0 +1,104 @@
+"""Changes in Debezium's form. That it is Debezium's is shown beside what Debezium itself emitted,
+in ``tests/integration/test_debezium.py``.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from duly.kernel.changes import ABSENT, Change
+from duly.wire.debezium import UNAVAILABLE, Envelope, Told, json_text, told, value_of
+
+NAIVE = datetime(2013, 1, 1, 5, 15, 0, 250000)  # noqa: DTZ001  # a timestamp without a zone
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        (True, True),
+        (7, 7),
+        (0.5, 0.5),
+        ("text", "text"),
+        (ABSENT, UNAVAILABLE),
+        (b"\x00\xff", "AP8="),
+        ({"b": [1, None], "a": "ü"}, '{"b": [1, null], "a": "ü"}'),
+        ([1, Decimal("0.1")], [1, "AQ=="]),
+        (date(1970, 1, 3), 2),
+        (date(1969, 12, 31), -1),
+        (time(23, 59, 59, 500000), 86_399_500_000),
+        (timedelta(seconds=-1), -1_000_000),
+        (NAIVE, 1_357_017_300_250_000),
+        (NAIVE.replace(tzinfo=timezone(timedelta(hours=2))), "2013-01-01T03:15:00.25Z"),
+        (datetime(2013, 1, 1, 0, 0, 10, tzinfo=UTC), "2013-01-01T00:00:10Z"),
+        (Decimal("12.50"), "BOI="),
+        (Decimal("-0.01"), "/w=="),
+        (Decimal("1.27"), "fw=="),
+        (Decimal("1.28"), "AIA="),
+        (Decimal("-1.28"), "gA=="),
+        (Decimal(0), "AA=="),
+        (Decimal("1E+2"), "ZA=="),
+        (Decimal("NaN"), "NaN"),
+    ],
+)
+def test_values(value: Any, expected: Any) -> None:
+    assert value_of(value) == expected
+
+
+def test_decimals_as_they_are_asked_for() -> None:
+    assert value_of(Decimal("1E+2"), "string") == "100"
+    assert value_of(Decimal("12.50"), "double") == 12.5
+
+
+def test_json_text_has_blanks_where_postgresql_has_them() -> None:
+    assert json_text({"a": {}, "b": []}) == '{"a": {}, "b": []}'
+
+
+def change(op: Any, before: Any, after: Any) -> Change:
+    row = before if after is None else after
+    return Change("s", "t", op, {"id": row["id"]} if row else {}, before, after, "1", 0)
+
+
+def events(one: Change, *, tombstones: bool = True) -> list[Told]:
+    return list(told(one, decimals="precise", tombstones=tombstones))
+
+
+KEY, OLD, NEW = '{"id": 1}', {"id": 1, "n": 1}, {"id": 1, "n": 2}
+
+
+def test_a_new_row_and_one_of_a_snapshot() -> None:
+    assert events(change("create", None, NEW)) == [Told(KEY, Envelope(None, NEW, "c"))]
+    assert events(change("read", None, NEW)) == [Told(KEY, Envelope(None, NEW, "r"))]
+
+
+def test_an_update_with_and_without_the_whole_old_row() -> None:
+    assert events(change("update", OLD, NEW)) == [Told(KEY, Envelope(OLD, NEW, "u"))]
+    for before in (None, {"id": 1, "n": ABSENT}):
+        assert events(change("update", before, NEW)) == [Told(KEY, Envelope(None, NEW, "u"))]
+    partial = {"id": 1, "n": ABSENT}
+    (only,) = events(change("update", OLD, partial))
+    assert only.envelope == Envelope(OLD, {"id": 1, "n": UNAVAILABLE}, "u")
+
+
+def test_a_row_that_is_gone_leaves_a_tombstone() -> None:
+    gone = Told(KEY, Envelope({"id": 1, "n": None}, None, "d"))
+    known = {"id": 1, "n": ABSENT}
+    assert events(change("delete", known, None)) == [gone, Told(KEY, None)]
+    assert events(change("delete", known, None), tombstones=False) == [gone]
+
+
+def test_a_changed_key_is_a_row_gone_and_a_new_one() -> None:
+    other = {"id": 2, "n": 1}
+    assert events(change("update", OLD, other)) == [
+        Told(KEY, Envelope(OLD, None, "d")),
+        Told(KEY, None),
+        Told('{"id": 2}', Envelope(None, other, "c")),
+    ]
+
+
+def test_an_emptied_table_is_left_out() -> None:
+    assert events(change("truncate", None, None)) == []
