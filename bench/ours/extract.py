@@ -27,7 +27,7 @@ class Context:
 
     job = instance = definition = "bench"
     attempt = token = 1
-    previous_spool = None
+    previous_spool = partitions = None
     stopping = False
 
     def __init__(self, url: str, spool: Path) -> None:

@@ -33,7 +33,7 @@ class _Run:
     """A run of its own, that keeps its checkpoint in a file."""
 
     job, instance, definition, token, attempt = "bench", "bench-1", "", 1, 1
-    previous_spool = None
+    previous_spool = partitions = None
 
     def __init__(self, spool: Path, stop_at: float) -> None:
         self.spool, self.stopping, self._stop_at = spool, False, stop_at

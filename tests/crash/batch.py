@@ -14,7 +14,15 @@ somebody looks at the remote folder all the time: what stands there under a fina
     lost          chunks of files that are not there
 
 A second row: 50 processes start one and the same instance all the time and all want to work on it,
-some of them frozen beyond the lease; when it is done they go on with the next."""
+some of them frozen beyond the lease; when it is done they go on with the next.
+
+Further rows do the first with something more, which each counts in its line:
+
+    partitions  one run is read in eight partitions by three workers
+    torn        who dies takes along what was not synced: bytes behind a sync, names of files
+    replies     a proxy before the server: answers that are lost, resets, cuts in a transfer
+    clocks      the database's clock jumps, so that leases end early or late; so does each worker's
+    full        the disk of the spool is full for a while, again and again"""
 
 from __future__ import annotations
 
@@ -36,7 +44,9 @@ from urllib.parse import unquote, urlsplit
 
 import psycopg
 
+from duly.testing.fault_proxy import DROP_REPLIES, PASS, RESET, SILENT, Fault, FaultProxy
 from tests.crash import report
+from tests.crash.batch_disk import FULL
 from tests.crash.checker import Verdict
 from tests.crash.nursery import Nursery
 from tests.crash.pairs import Place
@@ -45,6 +55,16 @@ from tests.crash.stage import new_database, now, read_lines
 
 NAME = "crash batch sftp"
 STARTERS_NAME = "crash batch sftp starters"
+TWISTS = ("partitions", "torn", "replies", "clocks", "full")
+TWISTED_PART = 5  # of the kills of the first row, for each of these
+PARTITIONS = 8
+COUNTED = {
+    "partitions": "partitions taken by helpers",
+    "torn": "files torn",
+    "replies": "cuts, resets and silences",
+    "clocks": "leases moved",
+    "full": "times full",
+}
 STARTERS, STARTERS_SECONDS, STARTERS_FEW_SECONDS = 50, 150.0, 40.0
 RANDOM = "at random"
 WRITTEN, SAVED = "batch.chunk_written", "batch.checkpoint_saved"
@@ -61,6 +81,9 @@ ONCE = (
     "batch.done_not_told",
 )
 POINTS = (*OFTEN, *BLOCKS, *ONCE, RANDOM)
+SHARED = ("batch.partition_claimed", "batch.partitions_gathered")
+READING = (*OFTEN, SHARED[0])
+MORE_POINTS = {"partitions": SHARED, "torn": (WRITTEN,) * 6}
 FREEZES = (SAVED, "batch.block_acked", "batch.verified", "batch.renamed_unanswered")
 ROWS = 700
 WAITING = 6  # parts that are started ahead of the work
@@ -72,13 +95,21 @@ SETTLE_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class BatchOrders:
-    """What a run is to do. slow: of the kills, at the lease of production. points: where."""
+    """What a run is to do. slow: of the kills, at the lease of production. points: where. twist:
+    what happens besides.
+    """
 
     kills: int
     seed: int
     slow: int = 0
     minutes: float = 100.0
     points: tuple[str, ...] = POINTS
+    twist: str = ""
+
+    @property
+    def workers(self) -> int:
+        """How many are at work at a time."""
+        return 3 if self.twist == "partitions" else 2
 
 
 @dataclass
@@ -89,7 +120,8 @@ class Seen:
     uncounted: int = 0
     at_random: int = 0
     frozen: int = 0
-    died: dict[str, float] = field(default_factory=dict)  # instance -> when its worker did
+    twists: int = 0
+    died: dict[str, tuple[int, float]] = field(default_factory=dict)  # run -> its attempt, and when
     partial: set[str] = field(default_factory=set)
     troubles: list[str] = field(default_factory=list)
 
@@ -112,14 +144,20 @@ class BatchLoop:
     """One run."""
 
     def __init__(
-        self, orders: BatchOrders, folder: Path, *, source: Path, peers: dict[str, str]
+        self,
+        orders: BatchOrders,
+        folder: Path,
+        *,
+        source: Path,
+        peers: dict[str, str],
+        proxy: FaultProxy | None = None,
     ) -> None:
-        self._orders, self.folder, self._peers = orders, folder, peers
+        self._orders, self.folder, self._peers, self.proxy = orders, folder, peers, proxy
         self._chance = random.Random(orders.seed)
         self.seen = Seen()
         self.parts = 0
         self._began = now()
-        self._stop = threading.Event()
+        self._stop, self._calm = threading.Event(), threading.Event()
         self._remote = Path(unquote(urlsplit(peers["sftp"]).path))
         self._nursery = Nursery(source, folder / "logs")
         self._workers: dict[int, tuple[str, float]] = {}  # pid -> its point, and since when
@@ -129,14 +167,19 @@ class BatchLoop:
         """Do the worst, and look at the other side meanwhile; then let everything settle."""
         watcher = threading.Thread(target=self._watch, daemon=True)
         watcher.start()
+        twister = threading.Thread(target=self._twist, daemon=True)
         try:
             self.ask("CREATE TABLE payout (id bigint PRIMARY KEY, part int, amount numeric(12, 2), "
                      "note text)")  # fmt: skip
             self.ask("CREATE INDEX ON payout (part, id)")
+            twister.start()
             act(self)
+            self._calm.set()
+            twister.join(30)
             self._settle()
         finally:
             self._stop.set()
+            self._calm.set()
             watcher.join(30)
             self._nursery.close()
 
@@ -180,7 +223,7 @@ class BatchLoop:
                 text = f"{self.seen.kills.total()} of {kills} kills"
                 raise TimeoutError(f"{text} in {self._orders.minutes:g} minutes")
             self._feed()
-            while len(self._workers) < 2:
+            while len(self._workers) < self._orders.workers:
                 self._begin(lease)
             for death in self._nursery.deaths(0.2):
                 self._bury(death.pid, death.at, killed=death.killed)
@@ -196,9 +239,11 @@ class BatchLoop:
 
     def _feed(self) -> None:
         """Keep some work ahead."""
-        if self.parts and len(self._unfinished()) >= WAITING:
+        # Who has a run of its own helps nobody.
+        waiting = 1 if self._orders.twist == "partitions" else WAITING
+        if self.parts and len(self._unfinished()) >= waiting:
             return
-        fresh = list(range(self.parts, self.parts + WAITING))
+        fresh = list(range(self.parts, self.parts + waiting))
         for part in fresh:
             self.ask(SQL, {"part": part})
         self._prepare(fresh)
@@ -218,7 +263,8 @@ class BatchLoop:
             self._chance.shuffle(self._points)
         point = self._points.pop()
         name = point.removeprefix("freeze ")
-        most = 25 if name in OFTEN else 8 if name in BLOCKS else 2
+        often = 8 if self._orders.twist == "partitions" else 25
+        most = often if name in READING else 8 if name in BLOCKS else 2
         action = "stop" if point.startswith("freeze") else "kill"
         hit = self._chance.randint(1, most)
         plan = "" if point == RANDOM else f"{name}@{hit}={action}"
@@ -243,19 +289,33 @@ class BatchLoop:
         point, _ = self._workers.pop(pid, ("", 0.0))
         path = self.folder / f"batch-{pid}.jsonl"
         facts = list(read_lines(path)) if path.exists() else []
-        still: dict[str, bool] = {}
+        held: dict[str, int] = {}
         for fact in facts:
-            if fact["what"] in ("began", "ended"):
-                still[fact["instance"]] = fact["what"] == "began"
-        held = [instance for instance, is_open in still.items() if is_open]
-        if not killed or not held:
+            if fact["what"] == "began":
+                held[fact["instance"]] = fact["attempt"]
+            elif fact["what"] == "ended":
+                held.pop(fact["instance"], None)
+        struck = [fact for fact in facts if fact["what"] == "struck"]
+        helped = any(fact["point"] in READING for fact in struck)  # nothing else is read meanwhile
+        if self._orders.twist == "torn":
+            self.seen.twists += sum(fact["torn"] for fact in struck)
+        if self._orders.twist == "partitions":
+            taken = [fact for fact in facts if fact["what"] == SHARED[0]]
+            self.seen.twists += sum(not fact["instances"] for fact in taken)
+        if not killed or not (held or helped):
             self.seen.uncounted += 1
             return
         self.seen.kills[point] += 1
-        self.seen.died |= dict.fromkeys(held, at)
+        self.seen.died |= {instance: (attempt, at) for instance, attempt in held.items()}
 
     def _fork(self, **config: Any) -> int:
-        return self._nursery.fork("batch", {"folder": str(self.folder), **self._peers, **config})
+        twist = self._orders.twist
+        given = {"folder": str(self.folder), **self._peers, "twist": twist, **config}
+        if twist == "partitions":
+            given["partitions"] = PARTITIONS
+        if twist == "replies":
+            given["timeout"] = "1500ms"
+        return self._nursery.fork("batch", given)
 
     def _settle(self) -> None:
         """One worker without a plan does what is left."""
@@ -268,6 +328,49 @@ class BatchLoop:
             threading.Event().wait(0.2)
         self._nursery.signal(pid, signal.SIGTERM)
         self._nursery.wait(pid, PATIENCE_SECONDS)
+
+    # --- what happens besides ---------------------------------------------------------------------
+    def _twist(self) -> None:
+        """Until it shall be calm."""
+        while not self.parts and not self._calm.wait(0.05):
+            pass  # there are no tables yet
+        twist = {"replies": self._cut, "clocks": self._jump, "full": self._fill}
+        if self._orders.twist in twist:
+            try:
+                twist[self._orders.twist]()
+            except Exception as error:  # told with the row
+                self.seen.troubles.append(f"twist: {type(error).__name__}: {error}"[:500])
+
+    def _cut(self) -> None:
+        """Between the workers and the server."""
+        assert self.proxy is not None
+        faults = (DROP_REPLIES, RESET, SILENT, Fault(cut_after_bytes=0))
+        while not self._calm.wait(self._chance.uniform(0.3, 1.2)):
+            fault = self._chance.choice(faults)
+            if fault.mode == "pass":
+                fault = Fault(cut_after_bytes=self._chance.randint(2_000, 40_000))
+            self.proxy.set(fault)
+            self.seen.twists += 1
+            self._calm.wait(self._chance.uniform(0.1, 0.6))
+            self.proxy.set(PASS)
+
+    def _jump(self) -> None:
+        """Of the clock of the database, as leases see it: they end at once, or late."""
+        sql = """UPDATE duly_lease SET until = until + make_interval(secs => %(by)s)
+            WHERE name LIKE 'role/batch/%%' AND until > clock_timestamp()"""
+        while not self._calm.wait(self._chance.uniform(0.2, 0.8)):
+            by = self._chance.choice((-3600.0, -3600.0, 20.0))
+            with psycopg.connect(self._peers["database"], autocommit=True) as connection:
+                self.seen.twists += connection.execute(sql.encode(), {"by": by}).rowcount
+
+    def _fill(self) -> None:
+        """The disk, and make room again."""
+        full = self.folder / FULL
+        while not self._calm.wait(self._chance.uniform(0.3, 1.5)):
+            full.touch()
+            self.seen.twists += 1
+            self._calm.wait(self._chance.uniform(0.05, 0.5))
+            full.unlink()
 
     # --- looking ----------------------------------------------------------------------------------
     def ask(self, sql: str, values: Any = None) -> list[Any]:
@@ -333,7 +436,8 @@ class BatchLoop:
         (lost,) = self.ask("SELECT count(*) FROM duly_attempt WHERE status = 'lost'")[0]
         verdict.recovered = lost
         verdict.duplicated = max(0, counts[WRITTEN] - verdict.attempted)
-        again = counts[SAVED] - verdict.attempted
+        headers = sum(count > 0 for count in chunks.values())  # each is stored with what follows it
+        again = counts[SAVED] - (verdict.attempted - headers)
         if again > 0:
             verdict.unexplained = again
             verdict.problems.append(f"unexplained {again}: stored chunks were extracted again")
@@ -343,9 +447,10 @@ class BatchLoop:
         """How many chunks each part's file has, by the manifest that its last attempt left."""
         found = dict.fromkeys(range(self.parts), 0)
         for path in (self.folder / "spool").glob("crash/*/*/manifest.json"):
-            manifest = json.loads(path.read_bytes())
-            part = int(manifest["name"][5:-4])
-            found[part] = max(found[part], len(manifest["chunks"]))
+            with suppress(ValueError):  # torn: then it is an earlier attempt's, or its part is lost
+                manifest = json.loads(path.read_bytes())
+                part = int(manifest["name"][5:-4])
+                found[part] = max(found[part], len(manifest["chunks"]))
         return found
 
     def facts(self) -> list[dict[str, Any]]:
@@ -353,16 +458,16 @@ class BatchLoop:
         return [one for path in self.folder.glob("batch-*.jsonl") for one in read_lines(path)]
 
     def recoveries(self) -> list[float]:
-        """From the death of a worker to the next attempt at its run."""
-        began: dict[str, list[float]] = {}
+        """From the death of a worker to the next attempt at its run, if it held it still."""
+        began: dict[str, list[tuple[int, float]]] = {}
         for fact in self.facts():
             if fact["what"] == "began":
-                began.setdefault(fact["instance"], []).append(fact["at"])
+                began.setdefault(fact["instance"], []).append((fact["attempt"], fact["at"]))
         found = []
-        for instance, at in self.seen.died.items():
-            after = [when for when in began.get(instance, ()) if when > at]
-            if after:
-                found.append(min(after) - at)
+        for instance, (attempt, at) in self.seen.died.items():
+            later = [when for number, when in began.get(instance, ()) if number > attempt]
+            if later and min(later) > at:
+                found.append(min(later) - at)
         return found
 
 
@@ -376,6 +481,23 @@ def own_database() -> Iterator[str]:
     finally:
         with psycopg.connect(server, autocommit=True) as admin:
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@contextmanager
+def before(peers: dict[str, str]) -> Iterator[FaultProxy]:
+    """A proxy before the server; ``peers`` names it instead from now on."""
+    url = urlsplit(peers["sftp"])
+    assert url.hostname
+    assert url.port
+    with FaultProxy(url.hostname, url.port) as proxy:
+        user = url.netloc.rpartition("@")[0]
+        peers["sftp"] = url._replace(netloc=f"{user}@{proxy.host}:{proxy.port}").geturl()
+        known = Path(peers["known_hosts"])
+        line = known.read_text().partition(" ")[2]
+        named = known.with_name("known_hosts_of_the_proxy")
+        named.write_text(f"[{proxy.host}]:{proxy.port} {line}")
+        peers["known_hosts"] = str(named)
+        yield proxy
 
 
 def is_stopped(pid: int) -> bool:
@@ -406,7 +528,8 @@ def run(
                 "key": sshd.environment["DULY_TEST_SFTP_KEY"],
                 "known_hosts": sshd.environment["DULY_TEST_SFTP_KNOWN_HOSTS"],
             }
-            loop = BatchLoop(orders, folder, source=place.source, peers=peers)
+            proxy = stack.enter_context(before(peers)) if orders.twist == "replies" else None
+            loop = BatchLoop(orders, folder, source=place.source, peers=peers, proxy=proxy)
             seen = loop.seen
             loop.run(act)
         except Exception as error:  # a run that broke off is a red row, with what it saw until then
@@ -415,10 +538,15 @@ def run(
             with suppress(Exception):  # tables that were never made cannot be judged
                 verdict, times = loop.judge(), loop.recoveries()
     words = ", ".join(f"{count} x {point}" for point, count in sorted(seen.kills.items()))
+    if orders.twist in COUNTED:
+        words += f"; {seen.twists} {COUNTED[orders.twist]}"
+        if not seen.twists:
+            seen.troubles.append(f"no {COUNTED[orders.twist]}")
     result = report.make(
         name, f"{words}; {seen.frozen} frozen; {seen.uncounted} more with nothing open", verdict,
         kills=seen.kills.total(), lease=SLOW if orders.slow else SHORT, seed=orders.seed,
         recoveries=times, troubles=seen.troubles, seconds=now() - began,
+        bounded=orders.twist != "partitions",  # where one run at a time meets many kills
     )  # fmt: skip
     if result.clean:
         shutil.rmtree(folder, ignore_errors=True)
@@ -433,7 +561,13 @@ def scenes(seed: int, place: Place, *, kills: int) -> dict[str, Any]:
     calm = BatchOrders(0, seed)
     seconds = STARTERS_FEW_SECONDS if place.quiet else STARTERS_SECONDS
     start = partial(BatchLoop.start_at_once, seconds=seconds)
-    return {
+    twisted = {}
+    for twist in TWISTS:
+        points = (*POINTS, *MORE_POINTS.get(twist, ()))
+        some = BatchOrders(max(10, kills // TWISTED_PART), seed, points=points, twist=twist)
+        name = f"{NAME} {twist}"
+        twisted[name] = partial(run, some, place, name=name, act=BatchLoop.strike)
+    return twisted | {
         NAME: partial(run, orders, place, name=NAME, act=BatchLoop.strike),
         STARTERS_NAME: partial(run, calm, place, name=STARTERS_NAME, act=start),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import threading
 import time
@@ -31,9 +32,15 @@ from duly.outbox.schema import Schema
 from duly.running import batch_context
 from duly.testing.failpoints import arm, parse
 from duly.testing.journal import Journal
+from tests.crash.batch_disk import Disk
 
 CHUNK_BYTES, BLOCK_BYTES = 1024, 12_288
-COUNTED = (failpoints.BATCH_CHUNK_WRITTEN, failpoints.BATCH_CHECKPOINT_SAVED)
+COUNTED = (
+    failpoints.BATCH_CHUNK_WRITTEN,
+    failpoints.BATCH_CHECKPOINT_SAVED,
+    failpoints.BATCH_PARTITION_CLAIMED,
+)
+DAY_SECONDS = 86_400.0
 QUERY = "select id, part, amount, note from payout where part = :part"
 
 
@@ -68,14 +75,16 @@ def make_app(config: dict[str, Any]) -> App:
     )
 
     class Settlement:
-        read = Query(QUERY, key="id", chunk_bytes=CHUNK_BYTES)
+        read = Query(
+            QUERY, key="id", chunk_bytes=CHUNK_BYTES, partitions=config.get("partitions", 1)
+        )
         write = CsvFile("part-{part}.csv")
         send = SmallBlocks(
             config["sftp"],
             known_hosts=config["known_hosts"],
             key=config["key"],
             marker=".done",
-            timeout="10s",
+            timeout=config.get("timeout", "10s"),
         )
 
         def done(self, run: Finished) -> Delivered:
@@ -91,7 +100,9 @@ def make_app(config: dict[str, Any]) -> App:
 class Teller:
     """What the process has open, on the disk."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], disk: Disk) -> None:
+        self._disk = disk
+        self._tears = config.get("twist") == "torn" and config["plan"].endswith("=kill")
         self.journal = Journal(Path(config["folder"]) / f"batch-{os.getpid()}.jsonl")
         self.open: dict[str, int] = {}
         self._counts: Counter[str] = Counter()
@@ -112,7 +123,8 @@ class Teller:
 
     def before(self, point: str) -> None:
         """A plan fires now."""
-        self.journal.append("struck", point=point, instances=sorted(self.open))
+        torn = self._disk.tear() if self._tears else 0
+        self.journal.append("struck", point=point, instances=sorted(self.open), torn=torn)
 
 
 def main(config: dict[str, Any]) -> int:
@@ -124,13 +136,30 @@ def main(config: dict[str, Any]) -> int:
         for part in config["parts"]:
             app.batches.start("settlement", {"part": part}, by=By("harness"))
         return 0
-    teller = Teller(config)
+    disk = Disk(Path(config["folder"]), os.getpid())
+    if config.get("twist") in ("torn", "full"):
+        disk.install()
+    if config.get("twist") == "clock":
+        threading.Thread(target=jump, daemon=True).start()
+    teller = Teller(config, disk)
     app.hooks.add(teller.fact)
     arm(*parse(config["plan"]), before=teller.before, every=teller.every)
     if config["what"] == "start":
         threading.Thread(target=start, args=(app, config), daemon=True).start()
     asyncio.run(work(app))
+    teller.journal.append("worked", refused=disk.refused)
     return 0
+
+
+def jump() -> None:
+    """The clock on the wall is another one every moment."""
+    right = time.time
+    chance = random.Random(os.getpid())
+    offset = 0.0
+    time.time = lambda: right() + offset
+    while True:
+        offset = chance.uniform(-DAY_SECONDS, DAY_SECONDS)
+        time.sleep(0.05)
 
 
 def start(app: App, config: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ class Context:
 
     job = instance = definition = "job"
     stopping = False
+    partitions = None
 
     def __init__(self, given: dict[str, Any]) -> None:
         self.folder = Path(given["folder"])

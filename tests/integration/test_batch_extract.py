@@ -22,7 +22,7 @@ from duly.batch.extract import Query
 from duly.batch.formats.csv_file import CsvFile
 from duly.batch.formats.json_file import JsonLines
 from duly.databases.postgres import copy_out
-from duly.errors import DulyError, PermanentError
+from duly.errors import ConfigurationError, DulyError, PermanentError
 from duly.kernel import failpoints
 from duly.rows import KeyColumn, Reading, RowQuery
 from duly.testing.failpoints import ENVIRONMENT
@@ -318,3 +318,11 @@ def test_mysql_goes_on_where_it_was(mariadb_url: str, tmp_path: Path):
     world.broken_off(job, first, Plan(failpoints.BATCH_CHECKPOINT_SAVED, 3, "raise"))
     assert world.run(job, first.next(tmp_path / "2")).path.read_bytes() == whole
     assert whole.count(b"\n") == 2001
+
+
+def test_the_options_of_a_mysql_url_are_those_of_the_reader(mariadb_url: str):
+    query = RowQuery("SELECT 1 AS id, @asked AS asked", (KeyColumn("id"),))
+    found = read_all(f"{mariadb_url}?init_command=SET+%40asked%3D77", query)
+    assert [row for block in found for row in block.values] == [(1, 77)]
+    with pytest.raises(ConfigurationError, match="no_such_option"):
+        read_all(f"{mariadb_url}?no_such_option=1", query)

@@ -205,6 +205,18 @@ async def test_a_quota_ends_the_attempt_and_not_the_run(world: Callable[..., Wor
     assert told.names() == [NAME]
 
 
+async def test_a_folder_that_may_not_be_written_to_says_so(world: Callable[..., World]) -> None:
+    told = world(read_only=True)
+    with pytest.raises(FileTargetError) as caught:
+        await told.send()
+    assert caught.value.code == "FILE_TARGET_DENIED"
+    assert told.names() == []
+    object.__setattr__(told.server.habits, "read_only", False)
+    told.run.attempt = 2
+    await told.send()
+    assert told.final == told.data
+
+
 @pytest.mark.parametrize("replace", [False, True])
 @pytest.mark.parametrize("verify", ["tail", "sha256"])
 async def test_a_rename_whose_answer_is_lost_is_judged_by_the_file(

@@ -191,6 +191,7 @@ class Run:
 
     job, params, definition, token = "job", dict[str, object](), "d", 1
     previous_spool = None
+    partitions = None
 
     def __init__(self, spool: Path, trouble: Trouble, *, instance: str = "job-1") -> None:
         self.spool, self.instance, self._trouble = spool, instance, trouble

@@ -28,8 +28,8 @@ class Habits:
     keeps_length: neither opening nor setstat shortens a file. no_setstat: attributes are refused.
     short: of this many writes only half is done. shuffled: answers to writes come in other orders.
     closes_after: so many bytes of writes cost the connection. hangs: nothing after the login.
-    quota: bytes that a file may have. lost_rename: a rename onto a name that ends in this is done
-    and costs the connection.
+    quota: bytes that a file may have. read_only: nothing is written. lost_rename: a rename onto a
+    name that ends in this is done and costs the connection.
     """
 
     extensions: bool = True
@@ -43,6 +43,7 @@ class Habits:
     closes_after: int = 0
     hangs: bool = False
     quota: int = 0
+    read_only: bool = False
     lost_rename: str = ""
 
 
@@ -118,6 +119,8 @@ class _Server(asyncssh.SFTPServer):
     def open(self, path: bytes, pflags: int, attrs: Any) -> Any:
         if self.habits.keeps_length:
             pflags &= ~asyncssh.FXF_TRUNC
+        if self.habits.read_only and pflags & asyncssh.FXF_WRITE:
+            raise asyncssh.SFTPPermissionDenied("read only")
         return super().open(path, pflags, attrs)
 
     def write(self, file_obj: Any, offset: int, data: bytes) -> Any:

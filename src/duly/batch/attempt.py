@@ -24,16 +24,17 @@ from typing import Any, TypeVar
 from duly.batch.folders import Folders
 from duly.batch.instance import values_of
 from duly.batch.job import Finished, Job
+from duly.batch.partitions import Partitions
 from duly.batch.progress import Progress
 from duly.batch.runs import CHECKPOINT_BYTES_MAX, Checkpoint, Claimed, conclude, save
 from duly.batch.steps import Step, StopAtCheckpoint
+from duly.batch.storing import store
 from duly.errors import (
     ConfigurationError,
     DulyError,
     GapError,
     OutcomeUnknownError,
     PermanentError,
-    RetryableError,
     StaleLeaseError,
     error_code,
 )
@@ -48,7 +49,6 @@ from duly.runtime.connection import ConnectionThread
 __all__ = ["Attempting", "Tools"]
 
 TELL_SECONDS = 10.0
-_AGAIN_SECONDS = 0.2
 # Also an unknown outcome that a step does not resolve by itself: a person has to look.
 _FOR_GOOD = (PermanentError, ConfigurationError, GapError, OutcomeUnknownError)
 
@@ -60,7 +60,7 @@ _log = logging.getLogger("duly.batch")
 @dataclass(frozen=True, kw_only=True)
 class Tools:
     """What an attempt works with. connection: where it stores; remaining_seconds: of its lease, by
-    this process's clock.
+    this process's clock. partitions: of the run.
     """
 
     connection: ConnectionThread
@@ -68,6 +68,7 @@ class Tools:
     hooks: Hooks
     clock: Clock
     folders: Folders
+    partitions: Partitions
     remaining_seconds: Callable[[], float]
 
 
@@ -218,18 +219,13 @@ class Attempting:
             return ""
 
     async def _store(self, steps: Callable[[], Steps[T]]) -> T:
-        """Run steps while the lease lasts; a database that is away is waited for as long.
-
-        Raises StaleLeaseError, and what the steps raise for good.
-        """
-        while True:
-            if self._tools.remaining_seconds() <= 0:
-                raise StaleLeaseError(f"the lease of {self.row.instance} is over")
-            try:
-                return await self._tools.connection.run(steps)
-            except (RetryableError, OutcomeUnknownError) as error:
-                _log.warning("%s: %s; again", self.row.instance, error, extra={"code": error.code})
-                await asyncio.sleep(_AGAIN_SECONDS)
+        """Run steps while the lease lasts; a database that is away is waited for as long."""
+        return await store(
+            self._tools.connection,
+            steps,
+            remaining_seconds=self._tools.remaining_seconds,
+            name=self.row.instance,
+        )
 
     async def store_checkpoint(self, checkpoint: Checkpoint, *, got_on: bool) -> None:
         """Store how far a step is. Raises StaleLeaseError."""
@@ -251,6 +247,7 @@ class _Context:
         self.definition = job.definition
         self.attempt, self.token = attempting.row.attempt, attempting.row.token
         self.spool = attempting.spool
+        self.partitions: Partitions | None = tools.partitions
         self._attempting, self._step, self._tools = attempting, step, tools
         self._known = attempting.checkpoints.get(step)
         self._best = (self._known.rows, self._known.size_bytes) if self._known else (-1, -1)

@@ -38,9 +38,10 @@ class Query:
     so that a restart sees the same rows; ``snapshot`` sees one moment, and begins again after a
     crash.
 
-    partitions: ranges of the key that are read beside each other, 1 to 16. chunk_bytes: how much is
-    made durable at once. row_bytes_max: a larger row is refused. on_empty: ``file`` writes a file
-    without rows, ``fail`` ends the run with BATCH_EMPTY.
+    partitions: ranges of the key that are read beside each other, 1 to 16, also by other processes
+    that share the spool. chunk_bytes: how much is made durable at once. row_bytes_max: a larger row
+    is refused. on_empty: ``file`` writes a file without rows, ``fail`` ends the run with
+    BATCH_EMPTY.
 
     Guarantee: after a crash no row of a stored chunk is read again while the spool can be seen, and
     the file is the same byte by byte as long as the rows are.  Raises ConfigurationError

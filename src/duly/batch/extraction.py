@@ -1,45 +1,46 @@
-"""Rows become chunks of a file, and a chunk is stored once: written, synced, then checkpointed.
+"""The step ``extract``: what is decided once, and what is left when it breaks off.
 
-    read -> (process) -> encode -> write -> fdatasync -> checkpoint
-     next chunk meanwhile
+    plan -> read the parts -> (gather what other processes read) -> describe
 
-The invariants: a checkpoint is saved only behind the sync of all it speaks of; a chunk ends where
-its rows say, not when somebody wants to stop, so that whoever goes on makes the same chunks; and
-what another attempt left is used only as far as its digests hold.
+Owns the plan of an extraction: its columns, bounds and parts are decided once, stored before the
+first row is read, and kept by whoever goes on - or begun anew, and the run says why.  How a part
+becomes chunks is the business of ``parts``; how several processes share them, of ``sharing``.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from duly.batch.formats.text import RowRefusedError
 from duly.batch.instance import file_name
 from duly.batch.manifest import MANIFEST
-from duly.batch.plan import Part, Plan, from_key, list_path, to_key
-from duly.batch.process import RowSet, as_process
+from duly.batch.parts import WORKERS, PartReading, Recipe, chosen, taken_up, to_its_end
+from duly.batch.plan import Part, Plan, list_path, to_key
 from duly.batch.seal import EXTRACTED, Extracted, part_name
-from duly.batch.spool import Chunk, SpoolFile, adopt, spool_errors, verified
+from duly.batch.sharing import Sharing
+from duly.batch.spool import SpoolFile, spool_errors
 from duly.batch.steps import StepContext, StopAtCheckpoint
-from duly.errors import ConfigurationError, PermanentError
+from duly.errors import ConfigurationError, PermanentError, RetryableError
 from duly.kernel import failpoints
-from duly.rows import Block, Reading, RowColumn, RowQuery, RowReader
+from duly.rows import RowColumn, RowReader
+
+if TYPE_CHECKING:
+    from duly.batch.partitions import Partitions
 
 __all__ = ["Extraction"]
 
-WORKERS = 4
 CHECKPOINT_BYTES = 32 * 1024
 STAGES_KEPT_MAX = 16
-T = TypeVar("T")
+GATHERINGS_MAX = 3
 
 
 class Extraction:
@@ -48,12 +49,9 @@ class Extraction:
     def __init__(self, job: Any, context: StepContext) -> None:
         self._declared = job.read
         self._form = job.write
-        self._process = as_process(job.process)
         self._context = context
-        self._source = job.places.row_source(job.read.database)
-        self._query = RowQuery(
-            job.read.text, job.read.key_columns(), context.params, job.read.row_bytes_max
-        )
+        self._recipe = Recipe.of(job, context.params)
+        self._source, self._query = self._recipe.source, self._recipe.query
         self._saving = asyncio.Lock()
         self._whole: Any = None  # digest of the one part that this attempt writes from its begin
 
@@ -74,6 +72,8 @@ class Extraction:
         if not plan.done:
             await self._extract(plan)
         await self._finish(plan)
+        if plan.mark and context.partitions is not None:
+            await context.partitions.forget()
 
     # --- the plan ---------------------------------------------------------------------------------
     def _new_plan(self, restarts: int) -> Plan:
@@ -103,11 +103,17 @@ class Extraction:
         parts = [Part(after=a, until=u) for a, u in pairwise(bounds)]
         if declared.mode == "bounded" and until is None:
             parts[0].done = True  # there was no row when it began
-        return Plan(declared.mode, columns, parts, stage, restarts=restarts)
+        mark = self._mark(parts)
+        return Plan(declared.mode, columns, parts, stage, restarts=restarts, mark=mark)
+
+    def _mark(self, parts: Sequence[Part]) -> str:
+        """Of a plan whose parts may be read by others; one moment is seen by one process only."""
+        alone = len(parts) == 1 or self._declared.mode == "snapshot"
+        return "" if alone or self._context.partitions is None else token_hex(4)
 
     def _check_form(self, columns: list[RowColumn]) -> None:
         """What the file wants is found out before hours of reading, not behind them."""
-        chosen_ones = chosen(columns, self._form.columns, self._process)
+        chosen_ones = chosen(columns, self._form.columns, self._recipe.process)
         encoder = self._form.encoder(chosen_ones, self._context.params)
         file_name(self._form.name, self._context.params)
         self._form.framed(encoder.begin() + encoder.end(0) + b"\n")
@@ -128,6 +134,8 @@ class Extraction:
             return await self._again(plan, "a snapshot ends with its connection")
         if plan.stage and not plan.done and not await asyncio.to_thread(self._stage_stands, plan):
             return await self._again(plan, "the stage is gone")
+        if plan.mark and not plan.done:
+            return plan  # how far its parts are is stored beside it
         # Whoever stored the checkpoint has what it speaks of; what lies here may be half a copy.
         if context.previous_spool is not None:
             source = context.previous_spool
@@ -140,6 +148,7 @@ class Extraction:
         if found is None:
             return await self._again(plan, "the spool does not hold what was stored")
         if not found.done:
+            found.mark = ""  # what is damaged is read on here, behind what is not
             await asyncio.to_thread(self._unseal)
         if found.rows < plan.rows:
             context.fact("rows_lost", plan.rows - found.rows)
@@ -156,7 +165,8 @@ class Extraction:
             fresh = await asyncio.to_thread(self._new_plan, plan.restarts + 1)
         else:
             parts = [part.rebuilt(()) for part in plan.parts]
-            fresh = Plan(plan.mode, plan.columns, parts, restarts=plan.restarts + 1)
+            restarts, mark = plan.restarts + 1, self._mark(parts)
+            fresh = Plan(plan.mode, plan.columns, parts, restarts=restarts, mark=mark)
             if plan.mode == "bounded" and parts[-1].until is None:
                 fresh.parts[0].done = True
         self._empty_spool()
@@ -167,18 +177,9 @@ class Extraction:
         """The plan as far as its chunks are in files of this attempt; None: not even the first."""
         own, parts = self._context.spool, []
         for number, part in enumerate(plan.parts):
-            chunks = part.chunks(list_path(source, number))
-            if source == own:
-                count = verified(own / part_name(number), chunks)
-            else:
-                file = SpoolFile(own / part_name(number))
-                with closing(file):
-                    count = adopt(source / part_name(number), file, chunks)
-            if count == 0 and (chunks or part.rows):
+            kept = taken_up(part, number, source=source, own=own)
+            if kept is None:
                 return None
-            kept = part.rebuilt(chunks[:count])
-            whole = kept.rows == part.rows and kept.size_bytes == part.size_bytes
-            kept.done = part.done and whole
             parts.append(kept)
         made = msgspec.structs.replace(plan, parts=parts)
         made.spill(own, tail_max=1)
@@ -218,25 +219,67 @@ class Extraction:
 
     # --- rows -------------------------------------------------------------------------------------
     async def _extract(self, plan: Plan) -> None:
+        partitions = self._context.partitions
+        if plan.mark and partitions is not None:
+            await self._shared(plan, partitions)
+        else:
+            await self._alone(plan)
+
+    async def _shared(self, plan: Plan, partitions: Partitions) -> None:
+        """Read the parts together with whoever helps, then bring them into this folder."""
+        await partitions.forget(but=plan.mark)
+        sharing = Sharing(plan, partitions, leads=True)
+        reading = self._parts_of(plan, skipped=lambda: sharing.skipped)
+        told = (-1, -1)
+
+        async def save(known: Mapping[int, Part]) -> None:
+            nonlocal told
+            parts = list(known.values())
+            done = (sum(one.rows for one in parts), sum(one.size_bytes for one in parts))
+            if done != told:
+                told = done
+                await self._save(plan, done=done)
+
+        for _ in range(GATHERINGS_MAX):
+            stored = await sharing.work(reading, stopping=self._stopping, told=save)
+            if await sharing.gather(stored, self._context.spool):
+                break
+            self._context.fact("restarted", "partitions that cannot be had here")
+        else:
+            text = "what was read in partitions does not stay as it was written"
+            raise RetryableError(text, code="BATCH_SPOOL_CORRUPT")
+        self._skipped_few(plan)
+        await self._save(plan)
+        failpoints.hit(failpoints.BATCH_PARTITIONS_GATHERED)
+
+    def _skipped_few(self, plan: Plan) -> None:
+        """Several who skip at once each know a little late of the others."""
+        process = self._recipe.process
+        most = process.skip_max if process else 0
+        if plan.skipped > most:
+            text = f"{plan.skipped} rows were left out, {most} may be"
+            raise PermanentError(text, code="BATCH_ROW_REFUSED")
+
+    async def _alone(self, plan: Plan) -> None:
+        """Read the parts here, some at a time."""
         keeper: RowReader | None = None
         moment = ""
-        query = self._query
-        if plan.stage:
-            query = replace(query, text=f"SELECT * FROM {plan.stage}", params={})  # noqa: S608
+        reading = self._parts_of(plan, skipped=lambda: plan.skipped)
         try:
             if plan.mode == "snapshot" and len(plan.parts) > 1:
                 keeper = opened = await asyncio.to_thread(self._source.open)
                 moment = await asyncio.to_thread(opened.export)
             gate = asyncio.Semaphore(WORKERS)
 
-            async def guarded(number: int) -> None:
+            async def guarded(number: int, part: Part) -> None:
                 async with gate:
-                    await self._part(plan, number, query=query, moment=moment)
+                    save = partial(self._save, plan)
+                    await reading.run(number, part, save=save, moment=moment)
 
             async with asyncio.TaskGroup() as group:
                 for number, part in enumerate(plan.parts):
                     if not part.done:
-                        group.create_task(guarded(number))
+                        group.create_task(guarded(number, part))
         except* StopAtCheckpoint as stopped:
             raise StopAtCheckpoint from stopped
         except* Exception as failed:
@@ -245,100 +288,31 @@ class Extraction:
             if keeper is not None:
                 await asyncio.to_thread(keeper.close)
 
-    async def _part(self, plan: Plan, number: int, *, query: RowQuery, moment: str) -> None:
-        part = plan.parts[number]
-        work = self._work(plan, number)
-        file = SpoolFile(self._context.spool / part_name(number))
-        reader = await asyncio.to_thread(self._source.open, moment=moment)
-        try:
-            self._same_columns(plan, await asyncio.to_thread(reader.columns, query))
-            blocks = reader.read(query, self._reading(plan, part))
-            with closing(file):
-                file.cut(part.size_bytes)
-                await self._chunks(plan, work, file=file, blocks=blocks)
-        finally:
-            await asyncio.to_thread(reader.close)
-        part.done = True
-        await self._save(plan)
-
-    async def _chunks(
-        self, plan: Plan, work: _PartWork, *, file: SpoolFile, blocks: Iterator[Block]
-    ) -> None:
-        """Store block after block; the next one is read meanwhile."""
-        part = plan.parts[work.number]
-        coming = asyncio.create_task(asyncio.to_thread(next, blocks, None))
-        try:
-            if work.number == 0 and not part.tail and not part.listed:
-                part.add(await _to_its_end(work.write_first, file))
-            while (block := await asyncio.shield(coming)) is not None:
-                coming = asyncio.create_task(asyncio.to_thread(next, blocks, None))
-                chunk = await _to_its_end(work.write, file, block, self._skips(plan))
-                part.add(chunk)
-                await self._save(plan)
-                failpoints.hit(failpoints.BATCH_CHECKPOINT_SAVED)
-                if self._context.stopping:
-                    raise StopAtCheckpoint
-        finally:
-            await asyncio.wait({coming})  # its thread has the connection
-            coming.exception()
-            blocks.close()  # type: ignore[attr-defined]  # a generator, as the port says
-
-    def _work(self, plan: Plan, number: int) -> _PartWork:
-        columns = chosen(plan.columns, self._form.columns, self._process)
-        encoder = self._form.encoder(columns, self._context.params)
-        part = plan.parts[number]
-        return _PartWork(self._form, encoder, part=part, number=number, whole=self._whole)
-
-    def _skips(self, plan: Plan) -> Callable[[Block], RowSet]:
-        """Makes the rows of a block ready."""
-        process = self._process
-        columns, names = plan.columns, [column.name for column in plan.columns]
-        wanted = [column.name for column in chosen(columns, self._form.columns, process)]
-        places = [names.index(column.name) for column in self._query.key]
-        left = (process.skip_max if process else 0) - plan.skipped
-
-        def ready(block: Block) -> RowSet:
-            read: list[Sequence[Any]] = list(block.values)
-            rows = RowSet(read, list(read), places, left, [])
-            if process is not None:
-                rows.process(process, names, wanted)
-            elif wanted != names:
-                cut = [names.index(name) for name in wanted]
-                rows.rows = [tuple(row[place] for place in cut) for row in rows.rows]
-            return rows
-
-        return ready
-
-    def _reading(self, plan: Plan, part: Part) -> Reading:
-        names = [column.name for column in plan.columns]
-        plain = self._process is None and tuple(self._form.columns) in ((), tuple(names))
-        shape = self._form.csv_shape()
-        reading = Reading(
-            form="values" if self._process or self._form.wants_values() else "text",
-            after=from_key(part.last if part.last is not None else part.after),
-            until=from_key(part.until),
-            block_bytes=max(1024, self._declared.chunk_bytes // min(WORKERS, len(plan.parts))),
+    def _parts_of(self, plan: Plan, *, skipped: Callable[[], int]) -> PartReading:
+        return PartReading(
+            self._recipe,
+            plan,
+            spool=self._context.spool,
+            stopping=self._stopping,
+            skipped=skipped,
+            whole=self._whole,
         )
-        if plain and shape is not None and self._source.features.csv:
-            return replace(reading, form="csv", csv=shape)
-        return reading
 
-    @staticmethod
-    def _same_columns(plan: Plan, columns: Any) -> None:
-        if list(columns) != plan.columns:
-            text = "the query gives other columns than when the run began"
-            raise PermanentError(text, code="BATCH_COLUMNS_CHANGED")
+    def _stopping(self) -> bool:
+        return self._context.stopping
 
     # --- the end ----------------------------------------------------------------------------------
-    async def _save(self, plan: Plan) -> None:
+    async def _save(self, plan: Plan, *, done: tuple[int, int] | None = None) -> None:
+        """Store the plan. done: rows and bytes, where these are stored beside it."""
+        rows, size_bytes = done or (plan.rows, plan.size_bytes)
         async with self._saving:
-            await _to_its_end(plan.spill, self._context.spool)
+            await to_its_end(plan.spill, self._context.spool)
             data = msgspec.json.encode(plan)
             if len(data) > CHECKPOINT_BYTES:
-                await _to_its_end(partial(plan.spill, self._context.spool, tail_max=0))
+                await to_its_end(partial(plan.spill, self._context.spool, tail_max=0))
                 data = msgspec.json.encode(plan)
-            await self._context.save(data, rows=plan.rows, size_bytes=plan.size_bytes)
-        self._context.progress(rows=plan.rows, size_bytes=plan.size_bytes)
+            await self._context.save(data, rows=rows, size_bytes=size_bytes)
+        self._context.progress(rows=rows, size_bytes=size_bytes)
 
     async def _finish(self, plan: Plan) -> None:
         spool = self._context.spool
@@ -354,89 +328,17 @@ class Extraction:
     def _describe(self, plan: Plan) -> None:
         spool = self._context.spool
         if not (spool / part_name(0)).exists() or not (plan.parts[0].tail or plan.parts[0].listed):
-            work = self._work(plan, 0)
+            work = self._recipe.work(plan, 0, part=plan.parts[0])
             with closing(SpoolFile(spool / part_name(0))) as file:
                 plan.parts[0].add(work.write_first(file))
         parts = [part.chunks(list_path(spool, n)) for n, part in enumerate(plan.parts)]
-        columns = chosen(plan.columns, self._form.columns, self._process)
+        columns = chosen(plan.columns, self._form.columns, self._recipe.process)
         digest = ""
         if self._whole is not None:
             end = self._form.encoder(columns, self._context.params).end(plan.rows)
             self._whole.update(self._form.framed(end))
             digest = self._whole.hexdigest()
         Extracted(columns, parts, digest).store(spool)
-
-
-class _PartWork:
-    """Writes the chunks of one part. It is called by one thread at a time."""
-
-    def __init__(self, form: Any, encoder: Any, *, part: Part, number: int, whole: Any) -> None:
-        self.number = number
-        self._form = form
-        self._encoder = encoder
-        self._part = part
-        self._whole = whole
-
-    def write_first(self, file: SpoolFile) -> Chunk:
-        """What stands before all rows."""
-        return self._put(file, [self._encoder.begin()], Chunk(0, 0, ""))
-
-    def write(self, file: SpoolFile, block: Block, ready: Callable[[Block], RowSet]) -> Chunk:
-        """One chunk, on the disk when this returns."""
-        if block.data:
-            pieces, count, skipped = list(block.data), block.rows, []
-        else:
-            rows = ready(block)
-            pieces, count, skipped = [self._encoded(rows)], len(rows.rows), rows.skipped
-        if count and self._part.rows:
-            pieces.insert(0, self._encoder.glue)
-        return self._put(file, pieces, Chunk(0, count, "", to_key(block.last), skipped))
-
-    def _encoded(self, rows: RowSet) -> bytes:
-        while rows.rows:
-            try:
-                return bytes(self._encoder.rows(rows.rows))
-            except RowRefusedError as refused:
-                rows.drop(refused.index, refused.text)
-        return b""
-
-    def _put(self, file: SpoolFile, pieces: list[bytes], chunk: Chunk) -> Chunk:
-        """Pieces are not joined without need: a chunk is a large part of the memory there is."""
-        if self._form.compress:
-            pieces = [self._form.framed(b"".join(pieces))]
-        file.write(pieces, self._part.size_bytes)
-        digest, size = sha256(), 0
-        for piece in pieces:
-            size += len(piece)
-            digest.update(piece)
-            if self._whole is not None:
-                self._whole.update(piece)
-        failpoints.hit(failpoints.BATCH_CHUNK_WRITTEN)
-        file.sync()
-        failpoints.hit(failpoints.BATCH_CHUNK_SYNCED)
-        return msgspec.structs.replace(chunk, size_bytes=size, sha256=digest.hexdigest())
-
-
-async def _to_its_end(function: Callable[..., T], *arguments: Any) -> T:
-    """In a thread; who is cancelled waits for it, because it writes into a file that is open."""
-    task = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
-    try:
-        return await asyncio.shield(task)
-    finally:
-        if not task.done():
-            await asyncio.wait({task})
-
-
-def chosen(columns: list[RowColumn], wanted: Any, process: Any) -> list[RowColumn]:
-    """The columns that are written, in their order. Raises ConfigurationError."""
-    if not wanted:
-        return columns
-    found = {column.name: column for column in columns}
-    missing = [name for name in wanted if name not in found]
-    if missing and process is None:
-        text = f"the file wants the column {missing[0]!r}, which the query does not give"
-        raise ConfigurationError(text, code="BATCH_COLUMNS")
-    return [found.get(name, RowColumn(name)) for name in wanted]
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

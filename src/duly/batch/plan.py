@@ -141,7 +141,8 @@ class Part(msgspec.Struct):
 class Plan(msgspec.Struct):
     """The checkpoint. mode: as the query says. stage: the table that is read instead. shape: the
     columns; parts: ranges of the key, in its order. unstaged: the stage was dropped. restarts: how
-    often it had to begin again.
+    often it had to begin again. mark: of this plan, where its parts are shared with other
+    processes; how far they are is stored beside it then, until they are gathered.
     """
 
     mode: str
@@ -150,6 +151,7 @@ class Plan(msgspec.Struct):
     stage: str = ""
     unstaged: bool = False
     restarts: int = 0
+    mark: str = ""
 
     @property
     def rows(self) -> int:

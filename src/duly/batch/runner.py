@@ -15,6 +15,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,9 @@ from typing import Any
 
 from duly.batch.attempt import Attempting, Tools
 from duly.batch.folders import Folders
+from duly.batch.helping import Helping
 from duly.batch.job import Job
+from duly.batch.partitions import Leasing, Partitions
 from duly.batch.registry import JobRegistry
 from duly.batch.runs import Claimed, Refused, Waiting, claim, find, read, waiting
 from duly.batch.scheduler import Scheduler
@@ -65,6 +68,16 @@ class BatchContext:
     keep_seconds: float
     at_once: int
 
+    @property
+    def leasing(self) -> Leasing:
+        """How leases of partitions are taken."""
+        return Leasing(
+            database=self.database,
+            clock=self.clock,
+            ttl_seconds=self.ttl_seconds,
+            renew_seconds=self.renew_seconds,
+        )
+
 
 class BatchRole:
     """A role for the supervisor. only: the one instance to work on, and then end; all otherwise."""
@@ -75,6 +88,9 @@ class BatchRole:
         self._connection = ConnectionThread(context.database, "batch")
         self._scheduler = Scheduler(context.jobs, clock=context.clock, hooks=context.hooks)
         self._turns: dict[str, asyncio.Task[None]] = {}
+        self._help: asyncio.Task[bool] | None = None
+        self._helped = ""
+        self._no_help: set[str] = set()  # runs that this process met an error in
         self.attempts: dict[str, Attempting] = {}
         self._tidy_at = context.clock.monotonic() + TIDY_EVERY_SECONDS
         self._found_nothing = False
@@ -88,7 +104,7 @@ class BatchRole:
     @property
     def idle(self) -> bool:
         """Whether nothing is under way here, and the last look found nothing to take up."""
-        return self._found_nothing and not self._turns
+        return self._found_nothing and not self._turns and self._help is None
 
     async def run(self) -> None:
         """Work until stopped. Raises what is no DulyError; those are told, and tried again."""
@@ -102,15 +118,17 @@ class BatchRole:
                     if task.done():
                         del self._turns[name]
                         task.result()
+                self._helped_out()
                 if self._only and await self._only_ended():
                     break
                 await self._pause()
-            if self._turns:
-                await asyncio.wait(self._turns.values())
+            if self._under_way:
+                await asyncio.wait(self._under_way)
         finally:
-            for task in self._turns.values():
-                task.cancel()
-            await asyncio.gather(*self._turns.values(), return_exceptions=True)
+            under_way = self._under_way
+            for each in under_way:
+                each.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
             await asyncio.to_thread(self._connection.close)
 
     async def _look(self) -> None:
@@ -125,10 +143,40 @@ class BatchRole:
         self._found_nothing = not open_to_us
         for one in open_to_us:
             if len(self._turns) >= context.at_once:
-                return
+                break
             turn = _Turn(self, context, context.jobs.get(one.job), instance=one.instance)
             task = asyncio.create_task(turn.run(), name=f"duly batch {one.instance}")
             self._turns[one.instance] = task
+        if not self._only:
+            self._lend_a_hand(found)
+
+    @property
+    def _under_way(self) -> set[asyncio.Task[Any]]:
+        helping = set() if self._help is None else {self._help}
+        return {*self._turns.values(), *helping}
+
+    def _lend_a_hand(self, found: Sequence[Waiting]) -> None:
+        """Help with one run that another process works on; it costs no place of a run."""
+        for one in found:
+            job = self._context.jobs.get(one.job)
+            mine = one.holder is None or one.instance in self._turns
+            shared = getattr(job.read, "partitions", 1) > 1 and one.status == "running"
+            if self._help is None and shared and not mine and one.instance not in self._no_help:
+                helping = Helping(
+                    job,
+                    one.instance,
+                    leasing=self._context.leasing,
+                    folders=self._context.folders,
+                    stopped=lambda: self.stopped,
+                )
+                self._helped = one.instance
+                self._help = asyncio.create_task(helping.run())
+
+    def _helped_out(self) -> None:
+        if self._help is not None and self._help.done():
+            if not self._help.result():
+                self._no_help.add(self._helped)
+            self._help = None
 
     def _may_take(self, one: Waiting) -> bool:
         if self._only not in ("", one.instance) or one.instance in self._turns:
@@ -234,7 +282,15 @@ class _Turn:
 
     async def _work(self, claimed: Claimed) -> None:
         context, row = self._context, claimed.row
+        partitions = Partitions(
+            row.instance,
+            context.leasing,
+            attempt=row.attempt,
+            connection=self._connection,
+            folders=context.folders,
+        )
         tools = Tools(
+            partitions=partitions,
             connection=self._connection,
             outlet=context.outlet,
             hooks=context.hooks,
@@ -266,6 +322,7 @@ class _Turn:
                     _log.error("%s: a step does not end; it is left behind", self._instance)
             await asyncio.gather(keeping, return_exceptions=True)
             await asyncio.to_thread(portal.close)
+            await partitions.close()
             del self._role.attempts[self._instance]
 
     async def _keep(self, attempting: Attempting) -> None:

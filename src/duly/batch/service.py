@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from duly.batch.folders import Folders
 from duly.batch.instance import canonical, check_params, instance_id, parse_params
 from duly.batch.job import Job
+from duly.batch.partitions import step_of
 from duly.batch.registry import JobRegistry
 from duly.batch.runs import (
     Attempt,
@@ -38,6 +39,7 @@ from duly.batch.scheduler import hold_name
 from duly.batch.verification import verify
 from duly.errors import (
     ConfigurationError,
+    NotFoundError,
     OperatorError,
     RunActiveError,
     SchemaError,
@@ -145,7 +147,11 @@ class Batches:
         """The newest runs, of all jobs and in any status where these are empty."""
         if status not in ("", *runs.STATUSES):
             raise OperatorError(f"status is one of {', '.join(runs.STATUSES)}")
-        return self._ask(lambda: listed(job=job, status=status, limit=max(1, min(limit, 1_000))))
+        count = max(1, min(limit, 1_000))
+        try:
+            return self._look(lambda: listed(job=job, status=status, limit=count))
+        except NotFoundError:
+            return []
 
     def show(self, instance: str) -> Shown:
         """A run with its holder, attempts and steps. Raises NotFoundError."""
@@ -157,14 +163,14 @@ class Batches:
             tried = yield from attempts(instance)
             return Shown(row, held, tried, self._in_order(row, known))
 
-        return self._ask(steps)
+        return self._look(steps)
 
     def plan(self, instance: str, *, from_step: str = "") -> Plan:
         """What a restart would do, or a re-run from a step: nothing is changed.
 
         Raises NotFoundError, OperatorError.
         """
-        row = self._ask(lambda: read(instance))
+        row = self._look(lambda: read(instance))
         job = self._jobs.get(row.job)
         known = self._ask(lambda: checkpoints(instance))
         dropped = _from(job, from_step) if from_step else ()
@@ -318,7 +324,9 @@ class Batches:
     def _in_order(self, row: RunRow, known: Mapping[str, Checkpoint]) -> list[Checkpoint]:
         order = list(self._jobs.get(row.job).step_names) if row.job in self._jobs.names else []
         place = {name: number for number, name in enumerate(order)}
-        return sorted(known.values(), key=lambda one: (place.get(one.step, len(order)), one.step))
+        return sorted(
+            known.values(), key=lambda one: (place.get(step_of(one.step), len(order)), one.step)
+        )
 
     def _decide(
         self, verb: str, instance: str, *, by: By, request: str, from_step: str | None = None
@@ -334,7 +342,9 @@ class Batches:
             if verb == "rerun":
                 dropped = _from(self._jobs.get(row.job), from_step or "")
                 detail["steps"] = list(dropped)
-                values = {"instance": instance, "steps": list(dropped)}
+                known = yield from checkpoints(instance)
+                names = {name for name in known if step_of(name) in dropped}
+                values = {"instance": instance, "steps": sorted(names.union(dropped))}
                 yield Statement("checkpoint.drop", values)
             elif run == row.run:
                 return Acted(instance, row.status, changed=False)
@@ -379,6 +389,21 @@ class Batches:
         if acted.changed:
             self._hooks.emit(OperatorActed(box=BOX, verb=verb, actor=by.actor, count=1))
         return acted
+
+    def _look(self, steps: Callable[[], Steps[T]]) -> T:
+        """As ``_ask``; where the tables make themselves at the first start, there may be none yet.
+
+        Raises NotFoundError then.
+        """
+        try:
+            return self._ask(steps)
+        except SchemaError as error:
+            made = Statement("schema.exists")
+            with closing(self._database.connect()) as connection:
+                if self._database.dialect != "sqlite" or connection.ask(made).rows:
+                    raise
+            text = "nothing has run with this database yet"
+            raise NotFoundError(text, code="BATCH_RUN_UNKNOWN") from error
 
     def _ask(self, steps: Callable[[], Steps[T]]) -> T:
         with closing(self._database.connect()) as connection:

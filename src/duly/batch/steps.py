@@ -11,7 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from duly.batch.partitions import Partitions
 
 __all__ = ["Step", "StepContext", "StopAtCheckpoint"]
 
@@ -27,6 +30,7 @@ class StepContext(Protocol):
     definition: hash of the job's definition.  attempt: counted from 1.  token: of the lease.
     spool: the folder of this attempt; nobody else writes there.  previous_spool: of the attempt
     before it, to be read and never written; None when there is none or this host cannot see it.
+    partitions: of an extraction that other processes help with; None where none can.
     """
 
     job: str
@@ -37,6 +41,7 @@ class StepContext(Protocol):
     token: int
     spool: Path
     previous_spool: Path | None
+    partitions: Partitions | None
 
     @property
     def stopping(self) -> bool:

@@ -57,6 +57,7 @@ class _Looking:
 
     stopping = False
     previous_spool: Path | None = None
+    partitions = None
 
     def __init__(self, job: Job, row: RunRow, *, spool: Path, data: bytes | None) -> None:
         self.job, self.instance, self.spool = job.name, row.instance, spool

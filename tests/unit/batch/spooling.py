@@ -36,6 +36,7 @@ class Context:
     spool: Path
     stored: dict[str, bytes] = field(default_factory=dict)
     previous_spool: Path | None = None
+    partitions: Any = None
     params: dict[str, object] = field(default_factory=dict)
     attempt: int = 1
     token: int = 1

@@ -104,6 +104,9 @@ def list_runs(*, app: str | None, job: str, status: str, limit: int, as_json: bo
     if as_json:
         document({"runs": [_row(one) for one in found]})
         return
+    if not found:
+        write("no such runs" if job or status else "nothing has run yet")
+        return
     rows = [
         (
             one.instance,

@@ -65,8 +65,10 @@ def list_streams(*, app: str | None, as_json: bool) -> None:
     if as_json:
         document({"streams": found})
         return
-    rows = [(s.stream, s.source, ", ".join(s.tables), ", ".join(s.rules)) for s in found]
-    table(("STREAM", "SOURCE", "TABLES", "RULES"), rows)
+    rows = [(s.stream, s.source, ", ".join(s.tables), ", ".join(s.rules), s.sink) for s in found]
+    headers = ("STREAM", "SOURCE", "TABLES", "RULES", "INTO")
+    fed = any(s.sink for s in found)
+    table(headers if fed else headers[:-1], rows if fed else [row[:-1] for row in rows])
 
 
 @cdc.command()
@@ -146,7 +148,8 @@ def _why(line: Explained) -> tuple[object, ...]:
     number = "" if line.ordinal < 0 else line.ordinal
     makes = ", ".join(name for name, _ in line.emitted) or (line.error and f"fails: {line.error}")
     place = (line.position, number, line.table or "(all)", line.op)
-    return (*place, line.rule, makes or "nothing", "; ".join(line.asked))
+    nothing = "nothing" if line.ran else "(not run)"
+    return (*place, line.rule, makes or nothing, "; ".join(line.asked))
 
 
 @cdc.command()

@@ -16,7 +16,11 @@ VERBS = ("restart", "rerun", "resend", "stop", "kill", "abandon")
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
 _TIME = {"type": ["string", "null"], "format": "date-time"}
-_REASON = {"type": "string", "maxLength": 1000, "description": "Why, for the audit."}
+_REASON = {
+    "type": "string",
+    "maxLength": 1000,
+    "description": "Why, for the audit: printable text.",
+}
 
 
 class Operation(NamedTuple):
