@@ -1,7 +1,10 @@
-"""Calls submitted to a pool of duly's, each waited for; what a thread and a waiting call cost."""
+"""Calls submitted to a pool of duly's, each waited for; what a thread, a task and a waiting call
+cost.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from typing import Any
@@ -16,6 +19,26 @@ WARM = 2_000
 def work(n: int) -> int:
     """Nothing: what is measured is the way there and back."""
     return n
+
+
+def task_kib(app: App, tasks: int) -> float:
+    """What a running task of an async function takes."""
+    measured = threading.Event()
+
+    async def asleep() -> None:
+        while not measured.is_set():  # noqa: ASYNC110  # by another thread
+            await asyncio.sleep(0.5)
+
+    hold = app.background(pool="hold", workers=tasks, queue=1, name="hold")(asleep)
+    start = rss_bytes()
+    held = [hold.submit() for _ in range(tasks)]
+    while app.tasks.pool("hold").status().running < tasks:
+        time.sleep(0.01)
+    taken = rss_bytes() - start
+    measured.set()
+    for task in held:
+        task.result()
+    return round(taken / tasks / 1024, 1)
 
 
 def main(given: dict[str, Any]) -> None:
@@ -47,6 +70,7 @@ def main(given: dict[str, Any]) -> None:
         seconds / given["count"] * 1e6,
         workers=given["workers"],
         thread_kib=thread_kib,
+        task_kib=task_kib(app, 10 * threads),
         waiting_bytes=round((queued - begun) / waiting),
     )
 

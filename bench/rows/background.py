@@ -1,7 +1,7 @@
 """One call in the background, submitted and waited for, beside the standard library's pool.
 
-Memory is told beside it: per idle thread (resident, not the address space of its stack) and per
-call that waits in the queue.
+Memory is told beside it: per idle thread (resident, not the address space of its stack), per idle
+task of an async function, and per call that waits in the queue.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from duly.outbox.after_commit import FailureLog, Ignore
 from duly.outbox.publish import UNKEYED
 
 if TYPE_CHECKING:
+    from duly.cdc.effects import ChangeTx
     from duly.kernel.changes import ABSENT, Change, Intent, Transaction
     from duly.kernel.rules import Emit
 
@@ -23,6 +24,7 @@ __all__ = [
     "AsyncTx",
     "BatchError",
     "Change",
+    "ChangeTx",
     "Command",
     "DulyError",
     "Emit",
@@ -41,6 +43,7 @@ __all__ = [
 _WHEN_ASKED = {
     "ABSENT": "duly.kernel.changes",
     "Change": "duly.kernel.changes",
+    "ChangeTx": "duly.cdc.effects",
     "Emit": "duly.kernel.rules",
     "Intent": "duly.kernel.changes",
     "Transaction": "duly.kernel.changes",

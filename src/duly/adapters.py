@@ -19,6 +19,7 @@ from duly.runtime.clock import SystemClock
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+    from duly.branches import PreparesMessages
     from duly.rows import RowSource
     from duly.sources import ChangeSource
     from duly.targets import FileTarget
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BROKERS",
     "DATABASES",
+    "PARTICIPANTS",
     "ROWS",
     "SOURCES",
     "TARGETS",
@@ -34,6 +36,7 @@ __all__ = [
     "make_change_source",
     "make_database",
     "make_file_target",
+    "make_participant",
     "make_row_source",
 ]
 
@@ -107,6 +110,12 @@ def _activemq(url: str, settings: Settings) -> Broker:
     return ActiveMQBroker(url)
 
 
+def _activemq_xa(url: str) -> PreparesMessages:
+    from duly.brokers.activemq.xa.broker import XaBroker
+
+    return XaBroker(url)
+
+
 def _kafka(url: str, settings: Settings) -> Broker:
     from duly.brokers.kafka.broker import KafkaBroker
 
@@ -123,6 +132,12 @@ def _postgres_changes(url: str, *, reader: str, clock: Clock) -> ChangeSource:
     from duly.databases.postgres.changes import PostgresChanges
 
     return PostgresChanges(url, reader=reader, clock=clock)
+
+
+def _mysql_changes(url: str, *, reader: str, clock: Clock) -> ChangeSource:
+    from duly.databases.mysql.changes import MysqlChanges
+
+    return MysqlChanges(url, reader=reader, clock=clock)
 
 
 def _sftp(url: str, **options: Any) -> FileTarget:
@@ -179,7 +194,10 @@ BROKERS: dict[str, Callable[[str, Settings], Broker]] = {
     "nats": _nats,
     "stomp": _activemq,
 }
+PARTICIPANTS: dict[str, Callable[[str], PreparesMessages]] = {"activemq": _activemq_xa}
 SOURCES: dict[str, Callable[..., ChangeSource]] = {
+    "mariadb": _mysql_changes,
+    "mysql": _mysql_changes,
     "sqlite": _sqlite_changes,
     "postgres": _postgres_changes,
     "postgresql": _postgres_changes,
@@ -232,6 +250,16 @@ def make_broker(settings: Settings, given: Any = None) -> Broker:
     url = settings.broker if given is None else given
     made: Broker = _pick(BROKERS, url, "broker")(url, settings)
     return made
+
+
+def make_participant(settings: Settings, given: Any, *, clock: Clock) -> Any:
+    """What takes part in global transactions: a broker of ``PARTICIPANTS``, else a database.
+    Raises as ``make_database``.
+    """
+    scheme = given.partition(":")[0].partition("+")[0] if isinstance(given, str) else ""
+    if scheme in PARTICIPANTS:
+        return PARTICIPANTS[scheme](given)
+    return make_database(settings, given, clock=clock)
 
 
 def make_file_target(url: str, **options: Any) -> FileTarget:

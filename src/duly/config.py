@@ -166,7 +166,7 @@ class Settings:
         _number(100_000_000), 1_000_000, "the largest payload accepted, in bytes"
     )
     batch_size: int = _key(
-        _number(10_000), 1_000, "how many messages are read, sent and settled at once"
+        _number(10_000), 1_000, "how many messages are read at once; a publish has no more"
     )
     workers: int = _key(_number(1_000), 4, "how many handlers of this process run at once")
     relay_in_flight: int = _key(
@@ -196,6 +196,9 @@ class Settings:
     )
     transaction_warning: float = _key(
         _DURATION, "1s", "how long a transaction may be open around a call before that is told"
+    )
+    global_tx_timeout: float = _key(
+        _DURATION, "5s", "how long a global transaction may prepare; then it is rolled back"
     )
     dedupe_window: float = _key(
         _DURATION,

@@ -15,6 +15,8 @@
     |   |-- CallRefusedError          ... its breaker is open, or its places are taken
     |   |-- PeerUnavailableError      ... it could not be reached, or is too busy
     |   |-- FileTargetUnavailableError
+    |   |-- SinkUnavailableError
+    |   |-- SinkLostError             ... a copy was emptied or put back, and is made anew
     |   |-- TransactionConflictError  ... deadlock, lock timeout, serialization failure
     |   |-- BackgroundFullError       ... the pool has no place
     |   `-- BackgroundClosedError     ... the pool drains
@@ -30,6 +32,7 @@
     |   |-- EffectArgumentsChangedError
     |   |-- TransactionMisuseError
     |   |-- FileTargetError           ... a place of delivery does not take the file
+    |   |-- SinkRefusedError          ... a copy does not take this row
     |   |-- AbsentValueError          ... the source's log did not carry it
     |   `-- BatchError                ... a batch handler names its culprits
     |-- OutcomeUnknownError       it may have happened: ask, repeat with the same key, or hold
@@ -87,6 +90,9 @@ __all__ = [
     "RetryableError",
     "RunActiveError",
     "SchemaError",
+    "SinkLostError",
+    "SinkRefusedError",
+    "SinkUnavailableError",
     "StaleLeaseError",
     "TransactionConflictError",
     "TransactionMisuseError",
@@ -213,6 +219,22 @@ class FileTargetUnavailableError(RetryableError):
     """
 
     code = "FILE_TARGET_UNAVAILABLE"
+
+
+class SinkUnavailableError(RetryableError):
+    """The place that is kept in step cannot be reached, or takes nothing now. The stream waits and
+    tries again; check the server.
+    """
+
+    code = "SINK_UNAVAILABLE"
+
+
+class SinkLostError(RetryableError):
+    """The place that is kept in step has less than it was given: it was emptied, or put back to an
+    earlier state. Nothing need be done, it is filled anew.
+    """
+
+    code = "SINK_LOST"
 
 
 class CallRefusedError(RetryableError):
@@ -344,6 +366,14 @@ class FileTargetError(PermanentError):
     """
 
     code = "FILE_TARGET"
+
+
+class SinkRefusedError(PermanentError):
+    """The place that is kept in step does not take this row. The stream waits there: mend the
+    target or the projection and start again, or leave the transaction out by `duly cdc skip`.
+    """
+
+    code = "SINK_REFUSED"
 
 
 class AbsentValueError(PermanentError):

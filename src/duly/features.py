@@ -14,10 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 
-from duly.adapters import Places, make_change_source, make_database
+from duly.adapters import Places, make_change_source, make_participant
 from duly.errors import ConfigurationError
 from duly.frameworks import join_of, watch_transactions
-from duly.ports import Database
 from duly.wire.urls import redact
 
 if TYPE_CHECKING:
@@ -210,7 +209,8 @@ class Features:
 
     # --- global transactions ---
     def participant(self, name: str, database: Any) -> None:
-        """Declare a further database for global transactions: a URL, Engine or AsyncEngine.
+        """Declare a further database for global transactions: a URL, Engine or AsyncEngine; or a
+        broker that takes part, ``activemq://...``.
 
         name: stays with its branches. Raises ConfigurationError (PARTICIPANT), InvalidNameError.
         """
@@ -229,12 +229,16 @@ class Features:
         """The participants, the operator's verbs and the recovery."""
         from duly.twophase.entrance import GlobalTransactions
 
-        def make(given: Any) -> Database:  # listen_url is a way to the App's own
+        def make(given: Any) -> Any:  # listen_url is a way to the App's own
             settings = replace(self._app.settings, listen_url=None)
-            return make_database(settings, given, clock=self._app.clock)
+            return make_participant(settings, given, clock=self._app.clock)
 
         return GlobalTransactions(
-            self._app._wired, make=make, join_of=join_of, hooks=self._app.hooks
+            self._app._wired,
+            make=make,
+            join_of=join_of,
+            hooks=self._app.hooks,
+            prepare_seconds=lambda: self._app.settings.global_tx_timeout,
         )
 
 

@@ -17,7 +17,7 @@ from typing import Any, ForwardRef
 import click
 
 import duly
-from duly import calls, config, errors
+from duly import calls, config, errors, sinks
 from duly.admin.cli.main import cli
 from duly.admin.web import Tokens, make_service
 from duly.background import Background, BackgroundOptions, PoolStatus, Task
@@ -25,6 +25,7 @@ from duly.batch.registry import JobOptions
 from duly.batch.service import Batches
 from duly.calls.call import AsyncCall, Call
 from duly.calls.registry import CallOptions
+from duly.cdc.debezium import Debezium
 from duly.cdc.operator import Streams
 from duly.cdc.registry import RuleOptions
 from duly.inbox.effects import NotFound
@@ -33,6 +34,7 @@ from duly.observe.health import Health
 from duly.outbox.operator import Operator
 from duly.outbox.publish import UNKEYED
 from duly.outbox.routes import Route
+from duly.sink import Batch, Fed, Feed, Sink
 from duly.testing.app_test import AppTest
 from duly.twophase import AsyncGlobalTransaction, GlobalTransaction
 from duly.twophase.operator import GlobalOperator
@@ -208,6 +210,7 @@ def api() -> str:
         "duly.calls.AsyncCall": AsyncCall,
         **{f"duly.calls.{name}": getattr(calls, name) for name in OF_CALLS},
         "duly.batch.service.Batches": Batches,
+        "duly.cdc.debezium.Debezium": Debezium,
         "duly.cdc.operator.Streams": Streams,
         "duly.admin.web.make_service": make_service,
         "duly.admin.web.Tokens": Tokens,
@@ -215,6 +218,11 @@ def api() -> str:
         "duly.observe.health.Health": Health,
         "duly.outbox.operator.Operator": Operator,
         "duly.outbox.routes.Route": Route,
+        "duly.sink.Batch": Batch,
+        "duly.sink.Fed": Fed,
+        "duly.sink.Feed": Feed,
+        "duly.sink.Sink": Sink,
+        **{f"duly.sinks.{name}": getattr(sinks, name) for name in sinks.__all__},
         "duly.testing.app_test.AppTest": AppTest,
         "duly.twophase.GlobalTransaction": GlobalTransaction,
         "duly.twophase.AsyncGlobalTransaction": AsyncGlobalTransaction,

@@ -146,7 +146,10 @@ def captured(app):
     if not app.captures.streams:
         return True
     streams = asyncio.run(app.streams().status())
-    return all(one.source and not one.source.lag_transactions for one in streams)
+    return all(
+        one.source and not one.source.lag_transactions and all(s.done for s in one.snapshots)
+        for one in streams
+    )
 
 
 def watch(pid):

@@ -23,7 +23,8 @@ __all__ = ["NAME", "after_commit"]
 NAME = f"crash {PAIRS[0]} after commit"
 HISTORIES = 100_000
 HISTORIES_FEW = 2_000  # with a planted bug, and without one beside it
-SECONDS_MAX = 5_400
+MINUTES = 60.0
+LATE_SECONDS = 300  # for the last history, and the end of a program on a busy machine
 WHAT = {
     "lost": "committed, and the call did not run",
     "unexpected": "ran for what was not committed, or before it could be seen",
@@ -33,26 +34,33 @@ WHAT = {
 
 
 def after_commit(seed: int, place: Place) -> Result:
-    """Play the histories and judge them. HISTORIES in the environment: another number."""
+    """Play the histories and judge them. HISTORIES in the environment: another number; MINUTES: at
+    most.
+    """
     folder = place.folder / f"histories-{os.getpid()}-{seed}"
     count = HISTORIES_FEW if place.quiet else int(os.environ.get("HISTORIES") or HISTORIES)
+    seconds = 60 * (float(os.environ.get("MINUTES") or 0) or MINUTES)
     began = time.monotonic()
     command = [sys.executable, "-m", "tests.crash.histories", str(count), str(seed), str(folder)]
+    command.append(str(seconds))
     paths = os.pathsep.join([str(place.source), str(ROOT)])
-    verdict, troubles = Verdict(), []
+    ran, verdict, troubles = 0, Verdict(), list[str]()
     try:
         done = subprocess.run(
             command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, capture_output=True,
-            text=True, timeout=SECONDS_MAX, check=False,
+            text=True, timeout=seconds + LATE_SECONDS, check=False,
         )  # fmt: skip
         troubles = [] if done.returncode == 0 else [f"broke off: {done.stderr[-1500:]}"]
         if not troubles:
-            verdict = judge(json.loads(done.stdout))
+            found = json.loads(done.stdout)
+            ran, verdict = found["histories"], judge(found)
     except subprocess.TimeoutExpired:
-        troubles = [f"was not over in {SECONDS_MAX} s"]
+        troubles = [f"was not over in {seconds + LATE_SECONDS:g} s"]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    what = f"{count} histories of commit, rollback, close and raise"
+    what = (
+        f"{ran} of {count} histories of commit, rollback, close and raise in {seconds / 60:g} min"
+    )
     return report.make(
         NAME, what, verdict, kills=0, lease=0.0, seed=seed, troubles=troubles, bounded=False,
         seconds=time.monotonic() - began,

@@ -1,13 +1,13 @@
-"""The row "crash twophase": coordinators, recoverers and both databases die; nothing is mixed.
+"""The row "crash twophase": coordinators, recoverers and all servers die; nothing is mixed.
 
-Private servers, PostgreSQL with the App's tables and MariaDB.  Coordinators pay in both at once;
-one sweeps beside the recoverers without a lease.  Faults, in turn: a coordinator dies at each
-failpoint and at random, freezes beyond its time and goes on, a recoverer dies at its work, a
-database is killed while a coordinator stands at a failpoint.  A kill counts if the journal of the
-process shows a payment open at that moment.
+Private servers: PostgreSQL with the App's tables, MariaDB, and ActiveMQ, whose clients have a Java
+VM each.  Coordinators pay in all at once; one sweeps beside the recoverers without a lease.
+Faults, in turn: a coordinator dies at each failpoint and at random, freezes beyond its time and
+goes on, a recoverer dies at its work, a server is killed while a coordinator stands at a failpoint.
+A kill counts if the journal of the process shows a payment open at that moment.
 
-    unexpected   a payment in one database and not in the other, or not with its message; one that
-                 was acknowledged and is nowhere, or was refused and is somewhere
+    unexpected   a payment in one place and not in another, or not with its message; one that was
+                 acknowledged and is nowhere, or was refused and is somewhere
     lost         branches left in doubt: prepared, or rows of the journal without an end"""
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import psycopg
 import pymysql
+import stomp
 
 from tests.crash import report
 from tests.crash.checker import Verdict
+from tests.crash.gtx_mailbox import Mailbox
 from tests.crash.nursery import Nursery
 from tests.crash.pairs import Place
 from tests.crash.report import Result
@@ -49,7 +51,7 @@ COORDINATOR = (
     "twophase.ended_not_recorded",
 )
 RECOVERER = ("twophase.abort_presumed", "twophase.branch_recovered")
-SERVERS = ("postgres", "mariadb")
+SERVERS = ("postgres", "mariadb", "activemq")
 FAULTS = (
     *(("dies", point) for point in (*COORDINATOR, RANDOM)),
     *(("recoverer dies", point) for point in RECOVERER),
@@ -59,6 +61,7 @@ FROZEN_SECONDS = 2.5  # beyond the time of a coordinator, in the fast part
 PATIENCE_SECONDS = 25.0
 SETTLE_SECONDS = 60.0
 PAYMENTS_PER_KILL = 10
+MINUTES = 45.0
 SLOW_LEASE = 5.0
 
 
@@ -69,14 +72,15 @@ class GtxOrders:
     kills: int
     seed: int
     slow: int = 0
-    minutes: float = 30.0
+    minutes: float = MINUTES
 
 
 @dataclass
 class Servers:
-    """Both databases, and what may be asked of them with their drivers alone."""
+    """All servers, and what may be asked of them with their drivers alone."""
 
     private: dict[str, Any]
+    mailbox: Mailbox
 
     @property
     def shop(self) -> str:
@@ -100,9 +104,17 @@ class Servers:
             return list(cursor.fetchall())
 
     def prepared(self) -> list[str]:
-        """Branches of duly's that are prepared in either."""
+        """Branches of duly's that are prepared anywhere."""
         ours = [row[0] for row in self.ask_shop("SELECT gid FROM pg_prepared_xacts")]
-        return ours + [row[3].decode() for row in self.ask_ledger("XA RECOVER")]
+        theirs = [row[3].decode() for row in self.ask_ledger("XA RECOVER")]
+        return ours + theirs + self.mailbox.prepared()
+
+    @property
+    def xa(self) -> str:
+        """The URL of ActiveMQ as a participant."""
+        server = self.private["activemq"]
+        jars = urlencode({"jars": server.environment["DULY_TEST_ACTIVEMQ_JARS"]})
+        return urlsplit(server.url)._replace(scheme="activemq", query=jars).geturl()
 
 
 @dataclass
@@ -210,7 +222,8 @@ class GtxLoop:
             plan = "" if point == RANDOM else self._plan(point)
             pid = self._fork("coordinator", plan=plan)
             if not plan:
-                threading.Event().wait(self._chance.uniform(0.4, 1.2))
+                self._await_work(pid)
+                threading.Event().wait(self._chance.uniform(0.0, 0.8))
                 self._nursery.signal(pid, signal.SIGKILL)
             self._await(pid, f"{fault} {point}")
         else:
@@ -248,6 +261,7 @@ class GtxLoop:
             "folder": str(self.folder),
             "shop": self._servers.shop,
             "ledger": self._servers.ledger,
+            "xa": self._servers.xa,
             "seed": self._chance.randrange(10**9),
             "plan": "",
             "wishes": [],
@@ -267,6 +281,15 @@ class GtxLoop:
             self._nursery.wait(pid, 10)
             fault = f"dies {RANDOM}"
         self._count(pid, fault)
+
+    def _await_work(self, pid: int) -> None:
+        """Until it has paid once: its Java VM takes a while."""
+        end = now() + PATIENCE_SECONDS
+        path = self.folder / f"gtx-{pid}.jsonl"
+        while now() < end and pid in self._nursery.living:
+            if path.exists() and any(f["what"] == "acknowledged" for f in read_lines(path)):
+                return
+            threading.Event().wait(0.05)
 
     def _await_wish(self, pid: int, fault: str) -> None:
         end = now() + PATIENCE_SECONDS
@@ -293,9 +316,9 @@ class GtxLoop:
             self._nursery.signal(pid, signal.SIGKILL)
             self._nursery.wait(pid, 10)
 
-    # --- databases --------------------------------------------------------------------------------
+    # --- servers ----------------------------------------------------------------------------------
     def _grant(self) -> None:
-        """Kill a database where a child waits for it, and start it again."""
+        """Kill a server where a child waits for it, and start it again."""
         while not self._stop.wait(0.01):
             for wish in self.folder.glob("wish-*"):
                 if wish.suffix == ".new":
@@ -310,7 +333,7 @@ class GtxLoop:
         """Until nothing is in doubt, or it takes too long."""
         end = now() + SETTLE_SECONDS
         while now() < end:
-            with suppress(psycopg.Error, pymysql.MySQLError):
+            with suppress(psycopg.Error, pymysql.MySQLError, stomp.exception.StompException):
                 if not in_doubt(self._servers):
                     return
             threading.Event().wait(0.3)
@@ -352,24 +375,31 @@ def judge(servers: Servers, folder: Path) -> Verdict:
     sql = "SELECT convert_from(payload, 'UTF8')::json ->> 'id' FROM duly_outbox"
     messages = [row[0] for row in servers.ask_shop(sql)]
     ledger = {row[0] for row in servers.ask_ledger("SELECT id FROM entries")}
+    notes = servers.mailbox.payments()
     acknowledged = {payment for payment, what in told.items() if what == "acknowledged"}
     refused = {payment for payment, what in told.items() if what == "failed"}
     verdict.attempted, verdict.acknowledged = len(told), len(acknowledged)
-    verdict.delivered = len(shop & ledger & set(messages))
+    verdict.delivered = len(shop & ledger & set(messages) & set(notes))
     verdict.recovered = len(shop & ledger - acknowledged)
     verdict.blame("lost", "in doubt", in_doubt(servers))
     verdict.blame("unexpected", "in one database only", shop ^ ledger)
+    verdict.blame("unexpected", "not with its note in ActiveMQ, or that alone", shop ^ set(notes))
     verdict.blame("unexpected", "without its message, or the message alone", shop ^ set(messages))
     verdict.blame("unexpected", "acknowledged, and nowhere", acknowledged - (shop | ledger))
     verdict.blame("unexpected", "refused, and there", refused & (shop | ledger))
-    twice = [payment for payment, count in Counter(messages).items() if count > 1]
-    verdict.blame("unexpected", "with two messages", twice)
+    for kept in (messages, notes):
+        twice = [payment for payment, count in Counter(kept).items() if count > 1]
+        verdict.blame("unexpected", "with two messages", twice)
     return verdict
 
 
 def run(orders: GtxOrders, place: Place) -> Result:
     """The row. Never raises for what the run finds."""
-    from tools.services import start_private_mariadb, start_private_postgres
+    from tools.services import (
+        start_private_activemq,
+        start_private_mariadb,
+        start_private_postgres,
+    )
 
     folder = place.folder / f"twophase-{int(now() * 1000)}"
     (folder / "logs").mkdir(parents=True)
@@ -378,7 +408,9 @@ def run(orders: GtxOrders, place: Place) -> Result:
     with ExitStack() as stack:
         postgres = stack.enter_context(start_private_postgres())
         mariadb = stack.enter_context(start_private_mariadb())
-        servers = Servers({"postgres": postgres, "mariadb": mariadb})
+        activemq = stack.enter_context(start_private_activemq())
+        private = {"postgres": postgres, "mariadb": mariadb, "activemq": activemq}
+        servers = Servers(private, Mailbox(activemq.url))
         try:
             prepare(servers, place.source)
             loop = GtxLoop(servers, orders, folder, source=place.source)
@@ -403,7 +435,8 @@ def run(orders: GtxOrders, place: Place) -> Result:
 
 
 def prepare(servers: Servers, source: Path) -> None:
-    """Tables on both sides; duly's by its own command, from the source that is judged."""
+    """Tables and a queue; duly's tables by its own command, from the source that is judged."""
+    servers.mailbox.prepare()
     servers.ask_shop("CREATE TABLE orders (id varchar(40) PRIMARY KEY)")
     servers.ask_ledger("CREATE DATABASE ledger", database=None)
     servers.ask_ledger("CREATE TABLE entries (id varchar(40) PRIMARY KEY) ENGINE=InnoDB")
@@ -412,7 +445,7 @@ def prepare(servers: Servers, source: Path) -> None:
     subprocess.run(command, env=environ, check=True, timeout=60, capture_output=True)
 
 
-def scenes(seed: int, place: Place, *, kills: int) -> dict[str, Any]:
-    """The row, by its name."""
-    orders = GtxOrders(kills, seed, slow=min(20, kills // 10))
+def scenes(seed: int, place: Place, *, kills: int, minutes: float = 0.0) -> dict[str, Any]:
+    """The row, by its name. minutes: at most; 0 for the usual."""
+    orders = GtxOrders(kills, seed, slow=min(20, kills // 10), minutes=minutes or MINUTES)
     return {NAME: partial(run, orders, place)}

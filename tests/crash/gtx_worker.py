@@ -1,10 +1,10 @@
 """The children of the row "crash twophase": coordinators that die, and recoverers beside them.
 
-A coordinator pays: an order in PostgreSQL with a message, an entry in MariaDB, in one global
-transaction, again and again - and sweeps without any lease in a thread of its own, as a second
-coordinator would that believes to be alone.  Its journal says what it has begun and what it was
-told.  A fault strikes at a failpoint: this process dies or freezes, or a database is killed, by the
-driver, while this process waits for that."""
+A coordinator pays: an order in PostgreSQL with a message, an entry in MariaDB, a note sent by
+ActiveMQ, in one global transaction, again and again - and sweeps without any lease in a thread of
+its own, as a second coordinator would that believes to be alone.  Its journal says what it has
+begun and what it was told.  A fault strikes at a failpoint: this process dies or freezes, or a
+server is killed, by the driver, while this process waits for that."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from uuid import uuid4
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from duly import App, Event
+from duly import App, Command, Event
 from duly.errors import DulyError, OutcomeUnknownError
 from duly.testing.failpoints import arm, parse
 from duly.testing.journal import Journal
-from duly.twophase import coordinator, recovery, role
+from duly.twophase import recovery, role
 
 WISH_SECONDS = 20.0
 PAUSE_SECONDS = 0.01
@@ -36,12 +36,21 @@ class Paid(Event, name="crash.paid", topic="crash.payments"):
     id: str
 
 
+class Note(Command, name="crash.note", queue="notes"):
+    id: str
+
+
 def make_app(config: dict[str, Any]) -> App:
     """The App of all children; the short times are those of the fast part of a run."""
-    app = App("crash", database=config["shop"], broker=f"embedded:///{config['folder']}/broker.db")
+    app = App(
+        "crash",
+        database=config["shop"],
+        broker=f"embedded:///{config['folder']}/broker.db",
+        global_tx_timeout=5.0 if config["slow"] else 1.0,
+    )
     app.participant("ledger", config["ledger"])
+    app.participant("mq", config["xa"])
     if not config["slow"]:
-        coordinator.PREPARE_SECONDS = 1.0  # type: ignore[misc]
         coordinator_journal_seconds(3.0)
         recovery.GRACE_SECONDS, recovery.LOOK_SECONDS = 0.5, 1.0
         role.EVERY_SECONDS = 0.1
@@ -131,6 +140,7 @@ def pay(app: App, teller: Teller, config: dict[str, Any]) -> None:
                     session = gtx.session(participant)
                     session.execute(text(f"INSERT INTO {table} VALUES (:id)"), {"id": payment})
                 gtx.publish(Paid(id=payment))
+                gtx.send(Note(id=payment), via="mq")
         except OutcomeUnknownError:
             teller.journal.append("unknown", payment=payment)
         except (DulyError, SQLAlchemyError) as error:

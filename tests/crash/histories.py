@@ -6,7 +6,7 @@ order n is there.  The database is the oracle: call n ran once if order n is the
 not run if it is not; then its handle is cancelled.  Three joins: a Session, an AsyncSession,
 Django's ``atomic``.
 
-    python -m tests.crash.histories COUNT SEED FOLDER     prints one JSON object
+    python -m tests.crash.histories COUNT SEED FOLDER SECONDS     prints one JSON object
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import random
 import sqlite3
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -260,11 +261,14 @@ def _leave(block: Any, well: bool) -> None:
         block.__exit__(BoomError, BoomError(), None)
 
 
-def made(chance: random.Random) -> History:
+def made(chance: random.Random, *, steps_max: int = 12) -> History:
     """A history by chance."""
     parts = [
         Part(
-            [(chance.choice(VERBS), chance.randrange(4)) for _ in range(chance.randrange(13))],
+            [
+                (chance.choice(VERBS), chance.randrange(4))
+                for _ in range(chance.randint(0, steps_max))
+            ],
             chance.choice(ENDS),
         )
         for _ in range(chance.randrange(1, 4))
@@ -272,9 +276,10 @@ def made(chance: random.Random) -> History:
     return History(chance.choice(KINDS), parts)
 
 
-def main(count: int, seed: int, folder: Path) -> None:
-    """Play that many and print the sum."""
+def main(count: int, seed: int, folder: Path, *, seconds: float) -> None:
+    """Play that many, or as many as the time allows, and print the sum."""
     folder.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + seconds
     chance, world = random.Random(seed), World(folder)
     sum_of = Violations(*([0] * len(Violations._fields)))
     worst = ""
@@ -283,11 +288,11 @@ def main(count: int, seed: int, folder: Path) -> None:
         found = world.play(history)
         worst = worst or ("" if found.none else repr(history)[:600])
         sum_of = sum_of.plus(found)
-        if sum_of.lost + sum_of.dangling > 20:
+        if sum_of.lost + sum_of.dangling > 20 or time.monotonic() > end:
             break  # each costs its wait, and the verdict stands
     world.close()
     print(json.dumps({**sum_of._asdict(), "example": worst}))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), seconds=float(sys.argv[4]))

@@ -30,6 +30,7 @@ from tests.crash import plain_mysql
 
 HTTP_SECONDS = 15
 GROUPS = ("ordered", "free", "batch")  # of the event; the command's group is its queue
+PULSE_SECONDS = 0.25  # how often a worker says that its threads run
 QUEUE = "crash.charges"
 TOPIC = "crash.notes"
 KEYS = 240

@@ -30,7 +30,7 @@ from duly.errors import ConfigurationError, RetryableError, TransactionMisuseErr
 from duly.kernel import failpoints
 from duly.kernel.twophase import Status
 from duly.outbox.operator import By
-from duly.twophase import coordinator, recovery
+from duly.twophase import recovery
 from tests.conftest import mariadb, server_url
 
 BY = By("tester", "a test")
@@ -154,7 +154,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Coordinators have no time, and recovery gives them none."""
     monkeypatch.setattr(recovery, "GRACE_SECONDS", 0.0)
     monkeypatch.setattr(recovery, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(coordinator, "PREPARE_SECONDS", 0.0)
+    monkeypatch.setenv("DULY_GLOBAL_TX_TIMEOUT", "1ms")
 
 
 def crash_at(point: str, *, nth: int = 1) -> None:

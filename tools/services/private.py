@@ -91,8 +91,14 @@ class PrivateServer:
         self.close()
 
 
-def start_private_postgres() -> PrivateServer:
-    """Start a PostgreSQL of the caller's own. Raises ServerMissingError, ServerFailedError."""
+def start_private_postgres(*, newest: bool = False) -> PrivateServer:
+    """Start a PostgreSQL of the caller's own. newest: the one of a pinned wheel, whatever is
+    installed here. Raises ServerMissingError, ServerFailedError.
+    """
+    if newest:
+        return PrivateServer(
+            Postgres.create(folders.private_home("postgres"), install.wheel_postgres())
+        )
     programs = postgres.find() or install.unpacked_postgres()
     if programs is None:
         return PrivateServer(_container("postgres"))

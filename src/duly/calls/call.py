@@ -28,7 +28,7 @@ __all__ = ["AsyncCall", "Call", "CallContext", "OpenSeconds"]
 P = ParamSpec("P")
 T = TypeVar("T")
 U = TypeVar("U")
-OpenSeconds = Callable[[], float]
+OpenSeconds = Callable[[float], float]
 _FAIL = Fail()
 
 
@@ -36,9 +36,8 @@ class CallContext:
     """What the calls of one App share.
 
     store: sends a command with a caller's transaction and returns its id. encode: the bytes of one,
-    as ``Registry.encode``. open_seconds: how long
-    the transaction around this code is open, 0 without one. transaction_seconds: how long it may
-    be before that is told.
+    as ``Registry.encode``. open_seconds: how long the transaction around a call that began then is
+    open, 0 without one. transaction_seconds: how long it may be before that is told.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class _Face(Generic[P, T]):
         context = self._context
         if context.hooks.listening:
             context.hooks.emit(Called(call=self.name, seconds=time.monotonic() - began))
-        if open_seconds := context.open_seconds():
+        if open_seconds := context.open_seconds(began):
             self._in_transaction(open_seconds)
 
     def _failed(self, error: Exception, began: float, choice: str) -> None:
@@ -117,7 +116,7 @@ class _Face(Generic[P, T]):
             seconds=time.monotonic() - began,
         )
         context.hooks.emit(fact)
-        if open_seconds := context.open_seconds():
+        if open_seconds := context.open_seconds(began):
             self._in_transaction(open_seconds)
 
     def _in_transaction(self, open_seconds: float) -> None:

@@ -4,6 +4,7 @@ not in use.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -46,11 +47,21 @@ def _join_of(kind: type) -> Join:
     )
 
 
-def watch_transactions() -> Callable[[], float]:
-    """Note from now on when transactions of sessions begin; gives what tells for how many seconds
-    the one around the running code is open, 0 without one.
+def watch_transactions() -> Callable[[float], float]:
+    """Note from now on when transactions begin; gives what tells for how many seconds the one
+    around a call is open, 0 without one. It takes when the call began, by time.monotonic.
     """
+    from duly.frameworks import opened
     from duly.frameworks.sqlalchemy import watch
 
+    opened.watch()
     watch.watch()
-    return watch.open_seconds
+
+    def open_seconds(began: float) -> float:
+        if "django.db" in sys.modules:
+            from duly.frameworks.django.opened import note_blocks
+
+            note_blocks(began)
+        return opened.open_seconds()
+
+    return open_seconds

@@ -27,6 +27,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from duly.errors import ConfigurationError, NotInTransactionError
 from duly.frameworks.frames import Item, by_outlet, finish, item, resolve
+from duly.frameworks.opened import note
 from duly.ports import Outlet, Pending, Result, Statement, Steps
 
 __all__ = ["JOIN", "Atomic", "DbapiJoin", "atomic"]
@@ -66,6 +67,8 @@ class DbapiJoin:
         _refuse_autocommit(connection)
         entry.resolve()
         _store(connection, [item(entry)], last=False)
+        if not isinstance(connection, sqlite3.Connection):  # which cannot be held weakly
+            note(connection, _still_open)
 
     def flush(self, target: Any) -> None:
         """Store what is buffered in the innermost ``atomic`` block of a sync connection."""
@@ -220,6 +223,8 @@ class Atomic:
     def _opened(self) -> None:
         self.depth = _depth(self.connection)
         _open[id(self.connection)] = self
+        if self._outer is None:
+            note(self, _is_begun)
 
     def _before_end(self) -> None:
         if _open.get(id(self.connection)) is not self:
@@ -355,6 +360,15 @@ def _in_transaction(connection: Any) -> bool:
     if _is_mysql(connection):
         return bool(connection.server_status & _SERVER_STATUS_IN_TRANS)
     return bool(connection.pgconn.transaction_status != _IDLE)
+
+
+def _still_open(connection: Any) -> bool:
+    gone = not connection.open if _is_mysql(connection) else connection.closed
+    return not gone and _in_transaction(connection)
+
+
+def _is_begun(block: Atomic) -> bool:
+    return id(block.connection) in _open
 
 
 def _refuse_autocommit(connection: Any) -> None:

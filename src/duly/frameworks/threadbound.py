@@ -36,6 +36,7 @@ _SESSIONS: dict[tuple[str, str], str] = {
     ("django.db.backends.utils", "CursorWrapper"): "a cursor of Django",
     ("duly.inbox.transaction", "Tx"): "a Tx",
     ("duly.inbox.transaction", "AsyncTx"): "an AsyncTx",
+    ("duly.cdc.effects", "ChangeTx"): "a ChangeTx",
     ("duly.frameworks.dbapi", "Atomic"): "an atomic block",
 }
 _CONNECTION = ("cursor", "commit", "rollback")

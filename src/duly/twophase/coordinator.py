@@ -36,15 +36,16 @@ from duly.twophase.branch import LiveBranch
 from duly.twophase.journal import Journal, Row
 from duly.twophase.registry import OWN
 
-__all__ = ["PREPARE_SECONDS", "Coordinator"]
+__all__ = ["Coordinator"]
 
 T = TypeVar("T")
-PREPARE_SECONDS = 5.0  # from the row to the decision; then it is presumed aborted
 _log = logging.getLogger("duly.twophase")
 
 
 class Coordinator:
-    """One global transaction. aside: runs what blocks on the journal, away from an event loop."""
+    """One global transaction. prepare_seconds: from the row to the decision; then it is presumed
+    aborted. aside: runs what blocks on the journal, away from an event loop.
+    """
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
+from duly.branches import EndsBranches
 from duly.errors import ConfigurationError
 from duly.observe.hooks import Hooks
 from duly.outbox.publish import MessageOutlet
@@ -40,19 +41,22 @@ class Wiring(Protocol):
 
 
 class GlobalTransactions:
-    """Global transactions of one App. wired: its wiring in force. make: a Database of what a
-    participant was declared with.
+    """Global transactions of one App. wired: its wiring in force. make: a Database, or a broker
+    that takes part, of what a participant was declared with. prepare_seconds: as a ``Coordinator``
+    has it.
     """
 
     def __init__(
         self,
         wired: Callable[[], Wiring],
         *,
-        make: Callable[[Any], Database],
+        make: Callable[[Any], EndsBranches],
         join_of: Callable[[Any], Join],
         hooks: Hooks,
+        prepare_seconds: Callable[[], float],
     ) -> None:
         self.participants = Participants()
+        self._prepare_seconds = prepare_seconds
         self._wired, self._make, self._join_of, self._hooks = wired, make, join_of, hooks
         self._joined: WeakSet[Any] = WeakSet()
         self._open: tuple[Wiring, TwoPhase] | None = None
@@ -60,9 +64,7 @@ class GlobalTransactions:
     def scope(self) -> Scope:
         """A block that is not begun. Raises ConfigurationError (PARTICIPANT): none is declared."""
         if not self.wanted:
-            text = (
-                "a global transaction needs a second database: declare it by app.participant(...)"
-            )
+            text = "a global transaction needs a participant: declare it by app.participant(...)"
             raise ConfigurationError(text, code="PARTICIPANT")
         from duly.twophase.transaction import Scope  # which needs SQLAlchemy
 
@@ -106,7 +108,6 @@ class GlobalTransactions:
         return self._open[1]
 
     def _made(self, wiring: Wiring) -> TwoPhase:
-        from duly.twophase import coordinator
         from duly.twophase.transaction import TwoPhase
 
         return TwoPhase(
@@ -116,5 +117,6 @@ class GlobalTransactions:
             buffer=lambda target, entry: self._join_of(target).buffer(target, entry),
             flush=lambda target: self._join_of(target).flush(target),
             joined=self._joined,
-            prepare_seconds=coordinator.PREPARE_SECONDS,
+            prepare_seconds=self._prepare_seconds(),
+            hooks=self._hooks,
         )

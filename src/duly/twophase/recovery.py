@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from duly.branches import Finished
+from duly.branches import Finished, PreparesMessages
 from duly.errors import DulyError, StaleLeaseError
 from duly.kernel import failpoints
 from duly.kernel.twophase import (
@@ -40,6 +40,7 @@ __all__ = ["Recovery"]
 GRACE_SECONDS = 2.0  # for the coordinator, from its decision to its last branch
 LOOK_SECONDS = 5.0  # between two looks at what is prepared
 KEEP_SECONDS = 7 * 86_400.0
+_BY_HAND = {Finished.COMMITTED: True, Finished.ROLLED_BACK: False}
 _log = logging.getLogger("duly.twophase")
 
 
@@ -97,7 +98,7 @@ class Recovery:
         """
         try:
             place = self._databases.find(participant)
-            names = place.branches.prepared(self._connection(place))
+            names = place.resource.prepared(self._connection(place))
         except DulyError as error:
             self._complain(participant, error)
             return None
@@ -130,10 +131,12 @@ class Recovery:
 
     def _ended(self, place: Participant, name: str, mark: str, *, commit: bool) -> Ending:
         connection = self._connection(place)
-        finished = place.branches.finish(connection, name, commit=commit)
-        if finished is not Finished.GONE:
+        finished = place.resource.finish(connection, name, commit=commit)
+        if finished in (Finished.DONE, Finished.BUSY):
             return Ending.DONE if finished is Finished.DONE else Ending.LATER
-        fate = place.branches.fate(connection, mark) if mark else None
+        fate = _BY_HAND.get(finished)
+        if fate is None and mark:
+            fate = place.branches.fate(connection, mark)
         if fate is None:
             return Ending.GONE
         return Ending.DONE if fate == commit else Ending.AGAINST
@@ -159,24 +162,38 @@ class Recovery:
                     self._end_late(place, name, commit=False)
             elif row.ended_at is not None and (commit := commits(row.status)) is not None:
                 self._end_late(place, name, commit=commit)
+            elif row.status is Status.HEURISTIC:
+                self._forget(place, name)
         self._rowless = rowless
 
     def _end_late(self, participant: str, name: str, *, commit: bool) -> None:
         verb = "commit" if commit else "roll back"
         try:
             place = self._databases.find(participant)
-            finished = place.branches.finish(self._connection(place), name, commit=commit)
+            finished = place.resource.finish(self._connection(place), name, commit=commit)
         except DulyError as error:
             self._complain(participant, error)
             return
+        if finished in _BY_HAND:  # a broker lists it until it may forget
+            self._forget(participant, name)
+            return
         _log.warning("%s: branch %s came late: %s, %s", participant, name, verb, finished.value)
         failpoints.hit(failpoints.TWOPHASE_RECOVERED)
+
+    def _forget(self, participant: str, name: str) -> None:
+        """A broker keeps the name of a branch that was ended by hand; how is in its row by now."""
+        try:
+            place = self._databases.find(participant)
+            if isinstance(place.resource, PreparesMessages):
+                place.resource.forget(self._connection(place), name)
+        except DulyError as error:
+            self._complain(participant, error)
 
     # --- details ----------------------------------------------------------------------------------
     def _connection(self, place: Participant) -> Connection:
         found = self._connections.get(place.name)
         if found is None:
-            found = self._connections[place.name] = place.database.connect()
+            found = self._connections[place.name] = place.resource.connect()
         return found
 
     def _complain(self, participant: str, error: DulyError) -> None:

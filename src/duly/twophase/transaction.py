@@ -20,10 +20,12 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, scoped_session
 
 from duly.errors import ConfigurationError, NotInTransactionError
+from duly.observe.hooks import Hooks
 from duly.outbox.publish import MessageOutlet, PendingMessage
 from duly.twophase.branch import AlchemyBranch, LiveBranch, RawBranch, rebound
 from duly.twophase.coordinator import Coordinator
 from duly.twophase.journal import Journal
+from duly.twophase.messages import BrokerBranch
 from duly.twophase.registry import OWN, Databases
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class TwoPhase:
     flush: Callable[[Any], None]
     joined: WeakSet[Any]
     prepare_seconds: float
+    hooks: Hooks
 
     def refuse_keyed(self, target: Any) -> None:
         """Raise ConfigurationError (KEYED_IN_GLOBAL_TRANSACTION) for a target of an open one."""
@@ -73,6 +76,7 @@ class _Work:
         )
         self.branches: dict[str, LiveBranch] = {}
         self.messages: list[PendingMessage] = []
+        self.outgoing: dict[str, list[PendingMessage]] = {}  # by the broker that takes part
         self._rebound = ExitStack()
         self._marked: list[Any] = []
 
@@ -140,10 +144,18 @@ class _Work:
         self.two_phase.joined.add(target)
         self._marked.append(target)
 
-    def message(self, message: Any, *, kind: str, headers: Mapping[str, str] | None) -> str:
-        """Keep a message for the branch in the App's database."""
-        entry = PendingMessage(self.two_phase.outlet, message, kind=kind, headers=headers)
-        self.messages.append(entry)
+    def message(
+        self, message: Any, *, kind: str, headers: Mapping[str, str] | None, via: str | None
+    ) -> str:
+        """Keep a message for the branch in the App's database, or in a broker."""
+        waiting = self.messages
+        if via is not None:
+            self.two_phase.databases.find(via).as_broker()
+            waiting = self.outgoing.setdefault(via, [])
+        entry = PendingMessage(
+            self.two_phase.outlet, message, kind=kind, headers=headers, stored=via is None
+        )
+        waiting.append(entry)
         return entry.id
 
     def end(self, *, commit: bool, connect: Callable[[], Connection]) -> None:
@@ -155,6 +167,8 @@ class _Work:
                         own = self.alchemy(OWN, connect).connection
                         for entry in self.messages:
                             self.two_phase.buffer(own, entry)
+                    for participant, entries in self.outgoing.items():
+                        self._add_broker(participant, entries)
                 except BaseException:
                     self.coordinator.roll_back()
                     raise
@@ -165,6 +179,17 @@ class _Work:
             for target in self._marked:
                 self.two_phase.joined.discard(target)
             self._rebound.close()
+
+    def _add_broker(self, participant: str, entries: list[PendingMessage]) -> None:
+        place = self._aside(lambda: self.two_phase.databases.ready(participant))
+        branch = BrokerBranch(
+            place,
+            self.coordinator.next_name(),
+            entries,
+            aside=self._aside,
+            hooks=self.two_phase.hooks,
+        )
+        self._add(participant, branch)
 
     def _add(self, participant: str, branch: LiveBranch) -> None:
         self.branches[participant] = branch
@@ -182,26 +207,40 @@ class _Messages:
         return self._work.coordinator.id
 
     def publish(
-        self, message: Any, *, key: None = None, headers: Mapping[str, str] | None = None
+        self,
+        message: Any,
+        *,
+        key: None = None,
+        headers: Mapping[str, str] | None = None,
+        via: str | None = None,
     ) -> str:
         """Publish an event with the branch in the App's database; returns the message id.
 
         message: as ``App.publish``. key: refused (KEYED_IN_GLOBAL_TRANSACTION), as a prepared
-        transaction would hold back everybody else's messages of that key. Guarantee: committed with
-        all branches, or not at all; relayed at least once.
+        transaction would hold back everybody else's messages of that key. via: a participant that
+        is a broker; the message is sent there in a branch, and not stored. Guarantee: committed
+        with all branches, or not at all; relayed at least once, via a broker sent once. Raises
+        ConfigurationError (PARTICIPANT).
         """
-        return self._emit(message, "event", key=key, headers=headers)
+        return self._emit(message, "event", key=key, headers=headers, via=via)
 
     def send(
-        self, message: Any, *, key: None = None, headers: Mapping[str, str] | None = None
+        self,
+        message: Any,
+        *,
+        key: None = None,
+        headers: Mapping[str, str] | None = None,
+        via: str | None = None,
     ) -> str:
-        """Send a command; as ``publish``."""
-        return self._emit(message, "command", key=key, headers=headers)
+        """Send a command; as ``publish``. via a broker that has no queue for it: the commit raises
+        RetryableError (COMMAND_UNROUTED), and nothing is committed.
+        """
+        return self._emit(message, "command", key=key, headers=headers, via=via)
 
-    def _emit(self, message: Any, kind: str, *, key: Any, headers: Mapping[str, str] | None) -> str:
+    def _emit(self, message: Any, kind: str, *, key: Any, **rest: Any) -> str:
         if key is not None:
             raise _keyed()
-        return self._work.message(message, kind=kind, headers=headers)
+        return self._work.message(message, kind=kind, **rest)
 
 
 class GlobalTransaction(_Messages):

@@ -16,8 +16,10 @@ from uuid import uuid4
 
 import attrs
 import msgspec
+import psycopg
 import pydantic
 import pytest
+from django.db.backends.sqlite3.base import DatabaseWrapper
 from sqlalchemy import Engine, ForeignKey, select, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import (
@@ -175,6 +177,8 @@ BOUND: dict[str, Callable[[World], Any]] = {
     "session's transaction": lambda w: (w.session.begin(), w.session.get_transaction())[1],
     "cursor": lambda w: w.raw.cursor(),
     "raw sqlite3 connection": lambda w: w.raw,
+    "raw psycopg connection": lambda w: psycopg.Connection.__new__(psycopg.Connection),
+    "Django connection": lambda w: DatabaseWrapper({"NAME": ":memory:"}, "guarded"),
     "driver connection of a pool": lambda w: w.connection.connection,
     "atomic block": lambda w: atomic(w.raw),
     "attached instance": lambda w: w.attached(),

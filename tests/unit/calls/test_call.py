@@ -3,13 +3,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import pickle
+import sqlite3
 import time
+from contextlib import closing
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
-from duly import App, Event
+from duly import App, Event, atomic
 from duly.calls import Breaker, Fail, Fallback, Ignore, Retry
 from duly.errors import (
     CallDeadlineError,
@@ -217,11 +219,37 @@ def test_a_long_transaction_around_a_call_is_told(tmp_path, app):
             rate()
             time.sleep(0.03)  # the transaction is to be old
             rate()
+        with Session(app.database.engine()) as session, session.begin():
+            session.execute(text("SELECT 1"))
+            time.sleep(0.03)  # the transaction is to be old
+            with create_engine("sqlite://").begin():  # ends first, and is not the oldest
+                pass
+            rate()
         rate()
         asyncio.run(_in_async_session(app, slow))
     told = [fact for fact in app.told if isinstance(fact, CallInTransaction)]
-    assert [fact.call for fact in told] == ["rate", "slow"]
+    assert [fact.call for fact in told] == ["rate", "rate", "slow"]
     assert told[0].seconds >= 0.02
+
+
+def test_a_transaction_of_no_session_is_told_too(tmp_path, app):
+    """A plain connection of SQLAlchemy, and a block of duly's on one of sqlite3."""
+    url = f"sqlite:///{tmp_path}/x.db"
+    with app.override(database=url, transaction_warning="20ms"):
+
+        @app.call(name="slow")
+        def slow():
+            time.sleep(0.03)  # longer than the setting
+
+        with app.database.engine().begin():
+            slow()
+        with closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as raw:
+            slow()
+            with atomic(raw), atomic(raw):
+                slow()
+            slow()
+    told = [fact for fact in app.told if isinstance(fact, CallInTransaction)]
+    assert len(told) == 2
 
 
 async def _in_async_session(app, slow):

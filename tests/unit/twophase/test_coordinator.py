@@ -39,13 +39,17 @@ class Place:
 
     def __init__(self, name: str) -> None:
         self.name, self.states, self.away = name, dict[str, str](), False
-        self.database = SimpleNamespace(connect=lambda: SimpleNamespace(close=lambda: None))
 
     @property
-    def branches(self) -> Place:
+    def resource(self) -> Place:
         if self.away:
             raise DatabaseUnavailableError(self.name)
         return self
+
+    branches = resource
+
+    def connect(self) -> SimpleNamespace:
+        return SimpleNamespace(close=lambda: None)
 
     def prepared(self, connection: object) -> list[str]:
         return [name for name, state in self.states.items() if state == "prepared"]

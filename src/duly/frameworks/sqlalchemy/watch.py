@@ -1,45 +1,31 @@
-"""How long the transaction around the running code is open.
+"""Notes every transaction that begins on a connection of SQLAlchemy, a session's or a plain one.
 
-Owns one context variable and the listener that sets it where a session of SQLAlchemy begins on a
-connection: in that thread, or in that task (SQLAlchemy's greenlets share the task's context).  The
-invariant: a transaction that has ended counts as none, whoever ended it.  Leaves out transactions
-that no session began: plain connections, and drivers used without SQLAlchemy.
+Owns the listener, on the class as ``sessions`` has its own.  An async engine's greenlets share the
+context of their task.
 """
 
 from __future__ import annotations
 
-import time
-from contextvars import ContextVar
 from functools import cache
-from weakref import ref
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.engine import Connection, Engine
 
-__all__ = ["open_seconds", "watch"]
+from duly.frameworks.opened import note
 
-_begun: ContextVar[tuple[ref[Connection], float] | None] = ContextVar("duly_begun", default=None)
+__all__ = ["watch"]
 
 
 @cache
 def watch() -> None:
-    """Listen from now on, once per process and on the class, as ``sessions`` does."""
-    event.listen(Session, "after_begin", _after_begin)
+    """Listen from now on, once per process."""
+    event.listen(Engine, "begin", _begins)
+    event.listen(Engine, "begin_twophase", _begins)
 
 
-def open_seconds() -> float:
-    """For how long; 0 where none is open."""
-    found = _begun.get()
-    if found is None:
-        return 0.0
-    connection = found[0]()
-    if connection is None or connection.closed or not connection.in_transaction():
-        _begun.set(None)
-        return 0.0
-    return time.monotonic() - found[1]
+def _begins(connection: Connection, *_: object) -> None:
+    note(connection, _is_open)
 
 
-def _after_begin(_: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    if not transaction.nested:
-        _begun.set((ref(connection), time.monotonic()))
+def _is_open(connection: Connection) -> bool:
+    return not connection.closed and connection.in_transaction()
