@@ -95,8 +95,8 @@ def test_sources_of_changes_by_their_scheme(tmp_path: Path, url: str, made: str)
 
 
 def test_a_database_without_a_source_of_changes_is_refused_by_name() -> None:
-    with pytest.raises(ConfigurationError, match="source is known for 'mysql'"):
-        make_change_source("mysql://shop@localhost/shop", reader="shop", clock=SystemClock())
+    with pytest.raises(ConfigurationError, match="source is known for 'oracle'"):
+        make_change_source("oracle://shop@localhost/shop", reader="shop", clock=SystemClock())
 
 
 @pytest.mark.parametrize(
