@@ -22,6 +22,7 @@ from psycopg import sql
 __all__ = ["FreshPostgres"]
 
 LEAVE_SECONDS = 10.0
+PATIENT = "-c statement_timeout=0 -c lock_timeout=0"  # whatever the test set for the database
 REUSED_FROM = 150_000  # older servers have other rights on the schema public
 
 ANYTHING_ELSE = """
@@ -80,7 +81,7 @@ class FreshPostgres:
     def give_back(self, url: str) -> None:
         """End what is connected to a database and empty it, or drop it."""
         name = urlsplit(url).path[1:]
-        with psycopg.connect(url, autocommit=True, connect_timeout=10) as db:
+        with psycopg.connect(url, autocommit=True, connect_timeout=10, options=PATIENT) as db:
             reused = db.info.server_version >= REUSED_FROM and _left_alone(db) and _emptied(db)
         if reused:
             self._free.append(name)

@@ -43,11 +43,11 @@ class Suite(NamedTuple):
 
 SUITES = (
     Suite("tidy", 120),
-    Suite("unit", 360),
+    Suite("unit", 420),
     Suite("property", 120),
-    Suite("conformance", 480),
-    Suite("integration", 900, lane=1),
-    Suite("acceptance", 900, lane=2),
+    Suite("conformance", 540),
+    Suite("integration", 960, lane=1),
+    Suite("acceptance", 960, lane=2),
 )
 
 

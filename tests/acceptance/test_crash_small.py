@@ -9,7 +9,7 @@ import pytest
 
 from tests.crash import planted
 from tests.crash.orders import CDC_POINTS, CONSUME_AND_RELAY, Orders
-from tests.crash.pairs import CDC_PAIRS, PAIRS, SOURCE, Place, Result, cdc_orders, run_pair
+from tests.crash.pairs import PAIRS, SOURCE, Place, Result, cdc_orders, run_pair
 
 SEED = 20_261
 SQLITE, POSTGRES = PAIRS
@@ -59,7 +59,7 @@ def test_twenty_kills_on_servers_lose_and_double_nothing(
 
 
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("pair", CDC_PAIRS)
+@pytest.mark.parametrize("pair", ["cdc postgres", "cdc sqlite"])
 def test_readers_killed_at_every_point_tell_each_change_once(
     tmp_path: Path, postgres_url: str, pair: str
 ) -> None:
@@ -89,6 +89,7 @@ def test_every_planted_bug_fits_the_source(bug: planted.Bug, tmp_path: Path) -> 
 
 @pytest.mark.timeout(150)
 def test_a_planted_bug_is_caught(tmp_path: Path) -> None:
-    bug = next(bug for bug in planted.BUGS if bug.name == "an operator's edit of a row in flight")
-    result, caught_by = planted.run_bug(bug, Place(tmp_path, quiet=True), seed=SEED, messages=200)
+    """One of those that are quick to show; ``PLANTED=1 make crash`` shows each."""
+    bug = next(bug for bug in planted.BUGS if bug.name == "after-commit fired on a savepoint")
+    result, caught_by = planted.run_bug(bug, Place(tmp_path, quiet=True), seed=SEED)
     assert caught_by.startswith("unexpected"), result.problems

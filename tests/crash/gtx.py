@@ -114,7 +114,9 @@ class Servers:
         """The URL of ActiveMQ as a participant."""
         server = self.private["activemq"]
         jars = urlencode({"jars": server.environment["DULY_TEST_ACTIVEMQ_JARS"]})
-        return urlsplit(server.url)._replace(scheme="activemq", query=jars).geturl()
+        login = urlsplit(server.url).netloc.rpartition("@")[0]
+        place = f"{login}@{server.environment['DULY_TEST_ACTIVEMQ_CORE']}"
+        return urlsplit(server.url)._replace(scheme="activemq", netloc=place, query=jars).geturl()
 
 
 @dataclass

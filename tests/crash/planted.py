@@ -76,8 +76,8 @@ def plant(bug: Bug, source: Path, folder: Path) -> Path:
     return folder
 
 
-def run_bug(bug: Bug, place: Place, *, seed: int, messages: int = MESSAGES) -> tuple[Result, str]:
-    """The run with the bug, and which check caught it; empty when none did. messages: at least."""
+def run_bug(bug: Bug, place: Place, *, seed: int) -> tuple[Result, str]:
+    """The run with the bug, and which check caught it; empty when none did."""
     source = plant(
         bug, place.source, place.folder / f"planted-{bug.name.replace(' ', '-')}" / "src"
     )
@@ -85,7 +85,7 @@ def run_bug(bug: Bug, place: Place, *, seed: int, messages: int = MESSAGES) -> t
     if bug.scene:
         result = every_scene(seed, quiet)[bug.row]()
     else:
-        result = run_pair(bug.pair, orders(bug, seed, messages), quiet, name=f"planted {bug.name}")
+        result = run_pair(bug.pair, orders(bug, seed), quiet, name=f"planted {bug.name}")
     shutil.rmtree(source.parent, ignore_errors=True)  # made anew by every run
     found = [problem for problem in result.problems if problem.startswith(bug.expected)]
     return result, found[0] if found else ""
@@ -98,14 +98,14 @@ def every_scene(seed: int, place: Place) -> dict[str, Callable[[], Result]]:
     return found | defer_rows(KILLS, seed, place)
 
 
-def orders(bug: Bug, seed: int, messages: int = MESSAGES) -> Orders:
+def orders(bug: Bug, seed: int) -> Orders:
     """Small, at the bug's own failpoints."""
     few, captures = bug.pair in (SQLITE, CDC_SQLITE), bug.pair in CDC_PAIRS
     return Orders(
         bug.kills, seed, slow_kills=0, workers=3 if captures else 2, minutes=MINUTES,
         points=bug.points, writers=1 if few else 2, lease=SHORT,
         settle_seconds=60.0 if captures else 25.0,
-        meddle=bug.meddle or captures, least_messages=messages,
+        meddle=bug.meddle or captures, least_messages=MESSAGES,
     )  # fmt: skip
 
 

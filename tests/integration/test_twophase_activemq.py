@@ -132,8 +132,12 @@ class World:
 def xa_url(url: str, **options: str) -> str:
     """The URL of the participant, from that of the broker."""
     jars = {"jars": server_url("DULY_TEST_ACTIVEMQ_JARS")}
-    scheme = "activemq+tls" if "+tls" in url else "activemq"
-    return urlsplit(url)._replace(scheme=scheme, query=urlencode(jars | options)).geturl()
+    at = urlsplit(url)._replace(query=urlencode(jars | options))
+    if "+tls" in url:
+        return at._replace(scheme="activemq+tls").geturl()
+    login = at.netloc.rpartition("@")[0]
+    place = f"{login}@{server_url('DULY_TEST_ACTIVEMQ_CORE')}"
+    return at._replace(scheme="activemq", netloc=place).geturl()
 
 
 @pytest.fixture(scope="module")

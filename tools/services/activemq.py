@@ -1,7 +1,7 @@
 """An ActiveMQ Artemis of our own: free ports, loopback only, jars by Maven.
 
-Two acceptors, one of them with TLS, for STOMP and for the server's own client, whose jars are
-among the server's.  ``duly`` may do everything; ``reader`` may read and manage,
+Acceptors for STOMP, for the server's own client, whose jars are among the server's, and with TLS
+for both.  ``duly`` may do everything; ``reader`` may read and manage,
 and send nothing; ``writer`` may send and read, and not manage.  Every confirmed write is on the
 disk.
 """
@@ -27,7 +27,6 @@ ARTIFACTS = (
     f"org.apache.artemis:artemis-stomp-protocol:{VERSION}",
     "org.slf4j:slf4j-simple:2.0.17",
 )
-PROTOCOLS = "CORE,STOMP"
 START_SECONDS = 90.0
 STOP_SECONDS = 20.0
 LOGIN, READER, WRITER = "duly", "reader", "writer"
@@ -64,8 +63,9 @@ SETTINGS = """<configuration xmlns="urn:activemq"><core xmlns="urn:activemq:core
 <max-disk-usage>-1</max-disk-usage>
 <global-max-size>100Mb</global-max-size>
 <acceptors>
-<acceptor name="stomp">tcp://127.0.0.1:{port}?protocols={protocols};securityDomain=activemq</acceptor>
-<acceptor name="tls">tcp://127.0.0.1:{tls}?protocols={protocols};securityDomain=activemq;sslEnabled=true;keyStoreType=PEM;\
+<acceptor name="stomp">tcp://127.0.0.1:{port}?protocols=STOMP;securityDomain=activemq</acceptor>
+<acceptor name="core">tcp://127.0.0.1:{core}?protocols=CORE;securityDomain=activemq</acceptor>
+<acceptor name="tls">tcp://127.0.0.1:{tls}?protocols=CORE,STOMP;securityDomain=activemq;sslEnabled=true;keyStoreType=PEM;\
 keyStorePath={home}/tls.pem</acceptor>
 </acceptors>
 <security-settings>
@@ -113,28 +113,28 @@ def answers(port: int) -> bool:
 
 @dataclass
 class ActiveMQ:
-    """One server. home: its folder. programs: the Java runtime. port, tls: where it answers, and
-    protocols: in which.
+    """One server. home: its folder. programs: the Java runtime. port, core, tls: where it answers
+    STOMP, its own client, and both.
     """
 
     home: Path
     programs: Path
     port: int
+    core: int
     tls: int
-    protocols: str
     name: str = "activemq"
 
     @classmethod
     def create(cls, home: Path, programs: Path, *, synced: bool = True) -> ActiveMQ:
         """Write its settings; the server is not started. synced: whether it waits for its disk."""
-        port, tls = processes.free_ports(2)
-        server = cls(home, programs, port=port, tls=tls, protocols=PROTOCOLS)
+        port, core, tls = processes.free_ports(3)
+        server = cls(home, programs, port=port, core=core, tls=tls)
         (home / "etc").mkdir()
         text = SETTINGS.format(
             home=home,
             port=port,
+            core=core,
             tls=tls,
-            protocols=PROTOCOLS,
             rights=_permissions(RIGHTS),
             management=_permissions(MANAGEMENT),
             replies=_permissions(REPLIES),
@@ -159,6 +159,7 @@ class ActiveMQ:
         """What tests read."""
         return {
             "DULY_TEST_ACTIVEMQ": self.url,
+            "DULY_TEST_ACTIVEMQ_CORE": f"127.0.0.1:{self.core}",
             "DULY_TEST_ACTIVEMQ_JARS": str(jars()),
             "DULY_TEST_ACTIVEMQ_TLS": f"stomp+tls://{LOGIN}:{PASSWORD}@localhost:{self.tls}"
             f"?cacertfile={self.home}/certificate.pem",

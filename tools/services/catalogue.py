@@ -125,7 +125,7 @@ CLASSES: dict[str, Any] = {cls.__name__: cls for cls in (*MADE_BY.values(), PgBo
 CLIENTS = {"kcat": "kcat"}
 # What goes with a URL that is given from outside.
 BESIDE = {
-    "DULY_TEST_ACTIVEMQ": ("DULY_TEST_ACTIVEMQ_JARS",),
+    "DULY_TEST_ACTIVEMQ": ("DULY_TEST_ACTIVEMQ_CORE", "DULY_TEST_ACTIVEMQ_JARS"),
     "DULY_TEST_RABBITMQ": ("DULY_TEST_RABBITMQ_API",),
     "DULY_TEST_SFTP": ("DULY_TEST_SFTP_KEY", "DULY_TEST_SFTP_KNOWN_HOSTS"),
 }

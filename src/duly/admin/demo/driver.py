@@ -188,7 +188,7 @@ class Driver:
             self._wait(went_on, "the new worker")
             seconds = time.monotonic() - since
         finally:
-            self._kills.append(Kill(where, -status, behind, doubt, seconds))
+            self._kills.append(Kill(where, -status, behind + doubt, doubt, seconds))
         again = ", the gateway was asked again under the same key" if doubt else ""
         self._screen.say(f"all groups went on after {seconds:.1f} s{again}")
 

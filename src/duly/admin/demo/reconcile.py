@@ -41,8 +41,9 @@ class Check(NamedTuple):
 
 class Kill(NamedTuple):
     """One SIGKILL of the worker. where: the place in the code or ``random``. open_work: events that
-    were published and not handled by all groups then. in_doubt: gateway calls made and not recorded
-    then. recovered_seconds: until every group with open work went on, None when it never did.
+    were published and not handled by all groups then, and commands in doubt. in_doubt: gateway
+    calls made and not recorded then. recovered_seconds: until every group with open work went on,
+    None when it never did.
     """
 
     where: str
