@@ -1,4 +1,8 @@
-"""The kill loop in small: both pairs, and the proof that its checker can see a loss."""
+"""The kill loop in small, on both pairs and both sources, and a planted bug in one of its rows.
+
+That each checker sees what is wrong is shown in tests/unit/crash, and for the loop itself by
+``PLANTED=1 make crash``.
+"""
 
 from __future__ import annotations
 

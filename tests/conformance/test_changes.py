@@ -217,6 +217,7 @@ class TestMariadb(ChangeConformance):
                 f"INSERT INTO duly_intent (name, data) VALUES ('{name}', x'{data.hex()}')"
             ),
             replace=lambda table, values: f"REPLACE INTO {table} VALUES {values}",
+            replaced_by=("delete", "update"),
             upsert=lambda key, changes: (
                 f"ON DUPLICATE KEY UPDATE {changes or '{0} = {0}'.format(key.split(',')[0])}"
             ),

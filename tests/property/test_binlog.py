@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duly.errors import UndecodableError
-from duly.wire.binlog import Decoder, Rows
-from duly.wire.binlog_rows import RowReader
+from duly.wire.binlog import Decoder
+from duly.wire.binlog_rows import RowReader, Rows
 from duly.wire.binlog_table import Column, Table
 from tests.unit.wire.binlog_samples import described, events, framed
 

@@ -155,7 +155,7 @@ class ChangeConformance:
             target.commit("DELETE FROM thing WHERE id = 4")
             await follower.until(lambda: told(follower.changes)[-1:] == [("delete", (4,))])
             assert follower.states[spec.name] == state_of(target.rows("thing"), ["id"])
-        before = [change.before for change in follower.changes]  # a database may update one of them
+        before = [c.before for c in follower.changes if c.op in target.replaced_by]
         assert {"id": 3, "name": "c", "amount": 3} in before
 
     async def test_null_and_absent_are_told_apart(self, target: Target) -> None:

@@ -42,9 +42,10 @@ class Target:
     named: how the source names a table. quote: how SQL does. whole: what makes a table log old
     values. mark: statements as one transaction with its bounds, where the source needs to be told.
     intent: the statement that attaches one. replace: the statement that puts rows, as text behind
-    VALUES, in the place of others. upsert: what follows VALUES so that rows of a key that are there
-    are changed, or left where the changes are empty. gaps: ways to lose what was committed behind a
-    reader that is closed, by name. cut: cut the reader's connection; None where there is none.
+    VALUES, in the place of others. replaced_by: the operations that take out what was there.
+    upsert: what follows VALUES so that rows of a key that are there are changed, or left where the
+    changes are empty. gaps: ways to lose what was committed behind a reader that is closed, by
+    name. cut: cut the reader's connection; None where there is none.
     """
 
     make: Callable[[str], ChangeSource]
@@ -57,6 +58,7 @@ class Target:
     mark: Callable[[Sequence[str]], Sequence[str]] = list
     intent: Callable[[str, bytes], str] | None = None
     replace: Callable[[str, str], str] | None = None
+    replaced_by: Sequence[str] = ("delete",)
     upsert: Callable[[str, str], str] = _on_conflict
     gaps: Mapping[str, Callable[[], None]] = field(default_factory=dict)
     cut: Callable[[], None] | None = None

@@ -16,64 +16,18 @@ from zlib import crc32
 
 from duly.wire.binlog_bytes import Bytes, inflated, undecodable
 from duly.wire.binlog_events import (
-    Checkpoint,
-    Comment,
-    Commit,
     Context,
     FormatDescription,
-    GtidList,
     Header,
-    Heartbeat,
-    Ignored,
-    Incident,
-    MariadbGtid,
-    MysqlGtid,
-    PreviousGtids,
-    Query,
-    Rotate,
     Said,
-    StartEncryption,
-    Stop,
-    Xa,
-    XaPrepare,
-    action_of,
     fields_of,
     parsed,
     query,
-    xa_of,
 )
 from duly.wire.binlog_rows import Rows
 from duly.wire.binlog_table import Table, parse_table
 
-__all__ = [
-    "Body",
-    "Checkpoint",
-    "Comment",
-    "Commit",
-    "Context",
-    "Decoder",
-    "Event",
-    "FormatDescription",
-    "GtidList",
-    "Header",
-    "Heartbeat",
-    "Ignored",
-    "Incident",
-    "MariadbGtid",
-    "MysqlGtid",
-    "PreviousGtids",
-    "Query",
-    "Rotate",
-    "Rows",
-    "StartEncryption",
-    "Stop",
-    "Table",
-    "Xa",
-    "XaPrepare",
-    "action_of",
-    "split",
-    "xa_of",
-]
+__all__ = ["Body", "Decoder", "Event", "split"]
 
 HEADER_BYTES: Final = 19
 CHECKSUM_BYTES: Final = 4

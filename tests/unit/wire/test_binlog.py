@@ -10,6 +10,7 @@ import pytest
 
 from duly.errors import UndecodableError
 from duly.wire import binlog as wire
+from duly.wire import binlog_events as said
 from duly.wire.binlog_rows import RowReader
 from duly.wire.binlog_table import Table
 from tests.unit.wire.binlog_samples import (
@@ -42,11 +43,11 @@ def refusal(*data: bytes, **options: Any) -> str:
 @pytest.mark.parametrize("part", PARTS)
 def test_a_file_is_read_to_its_end(part: str) -> None:
     found = read(*events(part))
-    assert isinstance(found[0].body, wire.FormatDescription)
-    assert found[0].body == wire.FormatDescription("10.11.19-MariaDB-0+deb12u1-log", True, True)
-    assert isinstance(found[-1].body, wire.Rotate)
+    assert isinstance(found[0].body, said.FormatDescription)
+    assert found[0].body == said.FormatDescription("10.11.19-MariaDB-0+deb12u1-log", True, True)
+    assert isinstance(found[-1].body, said.Rotate)
     assert [event.header.size for event in found] == [len(data) for data in events(part)]
-    assert not [event for event in found if isinstance(event.body, wire.Ignored)]
+    assert not [event for event in found if isinstance(event.body, said.Ignored)]
 
 
 def test_a_file_is_cut_into_its_events() -> None:
@@ -128,7 +129,7 @@ def test_a_table_is_described_anew_for_each_statement() -> None:
 @pytest.mark.parametrize("number", [0xFFFFFF, 0xFFFFFFFF])
 def test_an_event_that_only_ends_a_statement(number: int) -> None:
     ends = framed(30, number.to_bytes(6, "little") + b"\1\0\2\0\0")
-    assert read(described(), SIGNED, ends)[2].body == wire.Context(30)
+    assert read(described(), SIGNED, ends)[2].body == said.Context(30)
     assert refusal(described(), SIGNED, ends, CREATED) == UNDECODABLE
     assert (
         refusal(described(), framed(30, number.to_bytes(6, "little") + b"\0\0\2\0\0"))
@@ -147,17 +148,17 @@ def test_many_tables_do_not_pile_up() -> None:
 def test_checksums() -> None:
     plain = framed(16, pack("<Q", 9), checksum=False)
     bare = read(described(algorithm=0), plain)
-    assert bare[1].body == wire.Commit(9)
-    assert bare[0].body == wire.FormatDescription("8.4.3", False, False)
+    assert bare[1].body == said.Commit(9)
+    assert bare[0].body == said.FormatDescription("8.4.3", False, False)
     commit = framed(16, pack("<Q", 9))
-    assert read(described(), commit)[1].body == wire.Commit(9)
+    assert read(described(), commit)[1].body == said.Commit(9)
     wrong = commit[:-1] + bytes([commit[-1] ^ 1])
     assert refusal(described(), wrong) == "BINLOG_CHECKSUM"
     assert refusal(described(), plain) == "BINLOG_CHECKSUM"
     assert refusal(described(), framed(3, b"", checksum=False)) == "BINLOG_CHECKSUM"
     begun = bytearray(described())
     begun[17] |= 1  # the server still writes it
-    assert isinstance(read(bytes(begun))[0].body, wire.FormatDescription)
+    assert isinstance(read(bytes(begun))[0].body, said.FormatDescription)
     begun[30] ^= 1
     assert refusal(bytes(begun)) == "BINLOG_CHECKSUM"
 
@@ -167,7 +168,7 @@ def test_what_comes_before_the_format_of_the_file() -> None:
     for checksum in (True, False):
         data = framed(4, turn, flags=0x20, checksum=checksum)
         event = read(data)[0]
-        assert event.body == wire.Rotate("log.000001", 4)
+        assert event.body == said.Rotate("log.000001", 4)
         assert event.header.artificial
     assert refusal(framed(16, pack("<Q", 9))) == UNDECODABLE
 
@@ -191,7 +192,7 @@ def test_a_format_that_is_not_known(data: bytes) -> None:
 def test_an_unknown_event_stops_it() -> None:
     assert refusal(described(), framed(172, b"what")) == "BINLOG_UNKNOWN_EVENT"
     found = read(described(), framed(172, b"what", flags=0x80))
-    assert found[1].body == wire.Ignored(172)
+    assert found[1].body == said.Ignored(172)
 
 
 def transaction(*fields: tuple[int, bytes], data: bytes) -> bytes:

@@ -28,13 +28,13 @@ from duly.databases.overlay import kept
 from duly.errors import GapError
 from duly.kernel.changes import Intent, SnapshotChunk, Transaction
 from duly.sources import TableSpec
-from duly.wire.binlog import (
+from duly.wire.binlog import Decoder, Event
+from duly.wire.binlog_bytes import undecodable
+from duly.wire.binlog_events import (
     Checkpoint,
     Comment,
     Commit,
     Context,
-    Decoder,
-    Event,
     FormatDescription,
     GtidList,
     Heartbeat,
@@ -52,7 +52,6 @@ from duly.wire.binlog import (
     action_of,
     xa_of,
 )
-from duly.wire.binlog_bytes import undecodable
 from duly.wire.binlog_rows import RowReader, Rows
 from duly.wire.binlog_table import Table
 

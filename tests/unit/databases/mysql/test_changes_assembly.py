@@ -17,10 +17,10 @@ from duly.databases.mysql.changes_place import Place, Position
 from duly.errors import GapError, UndecodableError
 from duly.kernel.changes import ABSENT, Transaction
 from duly.sources import TableSpec
-from duly.wire.binlog import (
+from duly.wire.binlog import Event
+from duly.wire.binlog_events import (
     Comment,
     Commit,
-    Event,
     FormatDescription,
     Header,
     Incident,
