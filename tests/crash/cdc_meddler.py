@@ -63,8 +63,8 @@ def _is_held(config: dict[str, Any]) -> bool:
 
 
 def _all_done(app: Any) -> bool:
-    """Whether no snapshot is under way, and none is asked for."""
+    """Whether a reader has begun, no snapshot is under way, and none is asked for."""
     with closing(app.database.connect()) as plain:
         asked, offset = plain.run(requests(STREAM)), plain.run(read(STREAM))
     snapshots = offset.state.tables.values()
-    return bool(offset.position and not asked and all(one.done for one in snapshots))
+    return bool(offset.state.identity and not asked and all(one.done for one in snapshots))

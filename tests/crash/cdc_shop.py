@@ -66,7 +66,7 @@ def make_app(config: dict[str, Any], *, broker: Any = None) -> App:
     mysql_chunks._FIRST_ROWS = mysql_chunks.CHUNK_ROWS_MAX = CHUNK_ROWS  # type: ignore[misc]
     sqlite_chunks.ROWS_MAX = CHUNK_ROWS
     sqlite_log.ROWS_MAX = LOG_ROWS
-    outgoing._PIECE = PIECE
+    outgoing.PIECE = PIECE
     _rules(app)
     _consumer(app, "?" if config["database"].startswith("sqlite") else "%s")
     return app
