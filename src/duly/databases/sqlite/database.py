@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from duly.databases.sqlite.engine import ImmediateConnection, sqlite_engine, use_wal
-from duly.databases.sqlite.gate import gate_of
+from duly.databases.sqlite.gate import begin, gate_of
 from duly.databases.sqlite.inspection import inspect_file
 from duly.databases.statements import Sql, drive, load_migrations, load_statements, single
 from duly.errors import (
@@ -148,7 +148,7 @@ class SqliteDatabase:
         """
         if not isinstance(driver, ImmediateConnection):
             return False
-        driver.execute("BEGIN IMMEDIATE")
+        begin(driver, self.busy_seconds)
         driver.execute(self._sql["inbox.guard"].texts[0])
         driver.begun = True
         return True
@@ -246,7 +246,7 @@ class SqliteConnection:
         """Drive ``steps`` in one BEGIN IMMEDIATE transaction and commit it."""
         try:
             with self._gate.turn(self._database.busy_seconds):
-                self._raw.execute("BEGIN IMMEDIATE")
+                begin(self._raw, self._database.busy_seconds)
         except sqlite3.Error as error:
             raise self._database.map_error(error) from error
         try:

@@ -12,6 +12,7 @@ import sqlite3
 import time
 from typing import Any
 
+from duly.databases.sqlite.gate import begin, begin_async, is_busy
 from duly.errors import MissingExtraError
 
 __all__ = ["ImmediateConnection", "sqlite_engine", "use_wal"]
@@ -81,15 +82,29 @@ def sqlite_engine(
         cursor.close()
 
     @event.listens_for(sync, "begin")
-    def begin(connection: Any) -> None:
+    def start(connection: Any) -> None:
         driver = connection.connection.driver_connection
         if getattr(driver, "begun", False):
             driver.begun = False
             if driver.in_transaction:
                 return
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        _begin(connection.connection, busy_seconds)
 
     return engine
+
+
+def _begin(pooled: Any, busy_seconds: float) -> None:
+    """Raises SQLAlchemy's error where another one writes for longer than that."""
+    from sqlalchemy.exc import OperationalError
+
+    driver, adapted = pooled.driver_connection, pooled.dbapi_connection
+    try:
+        if isinstance(driver, sqlite3.Connection):
+            begin(driver, busy_seconds)
+        else:
+            adapted.run_async(lambda db: begin_async(db, busy_seconds))
+    except sqlite3.OperationalError as error:
+        raise OperationalError("BEGIN IMMEDIATE", None, error) from error
 
 
 def use_wal(cursor: Any, busy_seconds: float) -> None:
@@ -105,8 +120,7 @@ def use_wal(cursor: Any, busy_seconds: float) -> None:
             cursor.fetchone()
             return
         except sqlite3.OperationalError as error:
-            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-            if not busy or time.monotonic() >= limit:
+            if not is_busy(error) or time.monotonic() >= limit:
                 raise
         time.sleep(_AGAIN_SECONDS)
 

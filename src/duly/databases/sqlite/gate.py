@@ -1,17 +1,25 @@
-"""A fair gate before BEGIN IMMEDIATE.
+"""A fair gate before BEGIN IMMEDIATE, and how it is said.
 
-SQLite's busy handler sleeps and tries again, so a thread that commits in a loop can starve the
-others for seconds. Threads of one process therefore queue here first, first come first served; only
-the head of the queue asks SQLite. The gate is held while the write lock is being *asked for*, never
-while it is held.
+SQLite's busy handler sleeps up to a tenth of a second and tries again, so whoever commits in a loop
+can starve the others for seconds. Threads of one process therefore queue here first, first come
+first served; only the head of the queue asks SQLite, and it asks every millisecond: between two
+transactions of another process the file is free for less than that. The gate is held while the
+write lock is being *asked for*, never while it is held.
 """
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
 import threading
+import time
 from collections import deque
+from typing import Any, Final
 
-__all__ = ["Gate", "Turn", "gate_of"]
+__all__ = ["Gate", "Turn", "begin", "begin_async", "gate_of", "is_busy"]
+
+_AGAIN_SECONDS: Final = 0.001
+_BEGIN: Final = "BEGIN IMMEDIATE"
 
 _gates: dict[str, Gate] = {}
 _gates_lock = threading.Lock()
@@ -59,3 +67,49 @@ def gate_of(path: str) -> Gate:
     """The gate of a file, one per process."""
     with _gates_lock:
         return _gates.setdefault(path, Gate())
+
+
+def begin(db: sqlite3.Connection, busy_seconds: float) -> None:
+    """Say BEGIN IMMEDIATE, and again while others write, for at most ``busy_seconds``.
+
+    Raises sqlite3.OperationalError.
+    """
+    db.execute("PRAGMA busy_timeout = 0")
+    try:
+        end = time.monotonic() + busy_seconds
+        while True:
+            try:
+                db.execute(_BEGIN)
+                return
+            except sqlite3.OperationalError as error:
+                if not is_busy(error) or time.monotonic() >= end:
+                    raise
+            time.sleep(_AGAIN_SECONDS)
+    finally:
+        db.execute(_patience(busy_seconds))
+
+
+async def begin_async(db: Any, busy_seconds: float) -> None:
+    """The same on a connection of aiosqlite."""
+    await db.execute("PRAGMA busy_timeout = 0")
+    try:
+        end = time.monotonic() + busy_seconds
+        while True:
+            try:
+                await db.execute(_BEGIN)
+                return
+            except sqlite3.OperationalError as error:
+                if not is_busy(error) or time.monotonic() >= end:
+                    raise
+            await asyncio.sleep(_AGAIN_SECONDS)
+    finally:
+        await db.execute(_patience(busy_seconds))
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether others hold the lock that was asked for."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _patience(seconds: float) -> str:
+    return f"PRAGMA busy_timeout = {max(0, int(seconds * 1000))}"

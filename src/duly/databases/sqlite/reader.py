@@ -34,7 +34,7 @@ from duly.databases.sqlite.capture import (
 from duly.databases.sqlite.changelog import Log, Wanted, connect, position_of, purged
 from duly.databases.sqlite.chunks import Place, Snapshot
 from duly.databases.sqlite.database import SqliteDatabase
-from duly.databases.sqlite.gate import gate_of
+from duly.databases.sqlite.gate import begin, gate_of
 from duly.databases.sqlite.table import Table
 from duly.errors import (
     ConfigurationError,
@@ -108,7 +108,7 @@ class Access:
         """One write transaction, committed when the block ends well."""
         with self.errors():
             with gate_of(self.path).turn(self.busy_seconds):
-                db.execute("BEGIN IMMEDIATE")
+                begin(db, self.busy_seconds)
             try:
                 yield
                 db.execute("COMMIT")

@@ -2,10 +2,46 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
-from duly.databases.sqlite.gate import Gate, gate_of
+import pytest
+import sqlalchemy.exc
+
+from duly.databases.sqlite.engine import sqlite_engine
+from duly.databases.sqlite.gate import Gate, begin, gate_of
+
+
+class Pair:
+    """Two connections to a file: one that writes, one that wants to. asked: how often it has."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.writer, self.other = (
+            sqlite3.connect(path, isolation_level=None, check_same_thread=False) for _ in range(2)
+        )
+        self.writer.execute("PRAGMA journal_mode=WAL")
+        self.asked = 0
+        self.other.set_trace_callback(self._hear)
+
+    def _hear(self, text: str) -> None:
+        self.asked += "BEGIN" in text
+
+    def patience(self) -> int:
+        found = self.other.execute("PRAGMA busy_timeout").fetchone()[0]
+        assert isinstance(found, int)
+        return found
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    made = Pair(tmp_path / "a.db")
+    with closing(made.writer), closing(made.other):
+        yield made
 
 
 def test_turns_come_in_the_order_of_asking() -> None:
@@ -104,3 +140,60 @@ def test_an_error_inside_gives_the_turn_on() -> None:
 def test_a_file_has_one_gate() -> None:
     assert gate_of("/a") is gate_of("/a")
     assert gate_of("/a") is not gate_of("/b")
+
+
+# --- asking for the lock --------------------------------------------------------------------------
+def test_it_is_asked_for_so_often_that_a_writer_in_a_loop_leaves_a_gap(pair: Pair) -> None:
+    pair.writer.execute("BEGIN IMMEDIATE")
+    waiting = threading.Thread(target=begin, args=(pair.other, 30.0))
+    waiting.start()
+    # SQLite's own handler asks some fifteen times in a second, then ten times in each.
+    end = time.monotonic() + 5
+    while pair.asked < 100 and time.monotonic() < end:
+        time.sleep(0.01)
+    asked = pair.asked
+    pair.writer.execute("COMMIT")
+    waiting.join(10)
+    assert asked >= 100
+    assert pair.other.in_transaction
+
+
+def test_what_else_waits_for_a_lock_is_as_patient_as_before(pair: Pair) -> None:
+    begin(pair.other, 7.0)
+    assert pair.patience() == 7000
+    pair.other.execute("COMMIT")
+    pair.writer.execute("BEGIN IMMEDIATE")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        begin(pair.other, 0.02)
+    assert pair.patience() == 20
+
+
+def test_what_is_no_lock_is_told_at_once(pair: Pair) -> None:
+    pair.other.execute("BEGIN")
+    with pytest.raises(sqlite3.OperationalError, match="within a transaction"):
+        begin(pair.other, 30.0)
+
+
+def test_an_engine_raises_its_own_error_for_a_writer_that_does_not_end(pair: Pair) -> None:
+    engine = sqlite_engine(f"sqlite:///{pair.path}", busy_seconds=0.05)
+    pair.writer.execute("BEGIN IMMEDIATE")
+    with pytest.raises(sqlalchemy.exc.OperationalError, match="locked"), engine.begin():
+        pass
+    pair.writer.execute("COMMIT")
+    with engine.begin() as connection:
+        assert connection.connection.driver_connection.in_transaction
+    engine.dispose()
+
+
+async def test_an_asynchronous_engine_does_the_same(pair: Pair) -> None:
+    engine = sqlite_engine(f"sqlite:///{pair.path}", busy_seconds=0.05, asynchronous=True)
+    pair.writer.execute("BEGIN IMMEDIATE")
+    with pytest.raises(sqlalchemy.exc.OperationalError, match="locked"):
+        async with engine.begin():
+            pass
+    pair.writer.execute("COMMIT")
+    async with engine.begin() as connection:
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            begin(pair.other, 0.01)
+        assert (await connection.exec_driver_sql("PRAGMA busy_timeout")).scalar() == 50
+    await engine.dispose()
