@@ -121,9 +121,8 @@ class LaneReader:
             self._memory.look_everywhere(from_start=True)
             self._changed.set()
 
-    def lanes_taken(self) -> None:
-        """Lanes were added: their holds must be learned before they are read."""
-        self._next_sweep = 0.0
+    def lanes_moved(self) -> None:
+        """Other lanes are to be read: the holds of new ones are learned before that."""
         self._changed.set()
 
     def lanes_lost(self) -> None:
@@ -164,6 +163,7 @@ class LaneReader:
 
     def _step(self) -> None:
         now = self._clock.monotonic()
+        self._memory.keep(self._own.readable)
         if self._aside.wake(now):
             self._memory.look_everywhere(from_start=True)
         if now >= self._quiet_until:
@@ -237,7 +237,8 @@ class LaneReader:
         if not self._own.readable or self._paused is None:
             return
         busy = self._active or memory.holding
-        if now >= (min(self._next_sweep, self._next_busy_sweep) if busy else self._next_sweep):
+        due = now >= (min(self._next_sweep, self._next_busy_sweep) if busy else self._next_sweep)
+        if due or not self._own.readable <= memory.known_lanes:
             self._start("fill", self._sweep)
         elif memory.queued < batch and len(memory.busy) < 4 * batch:
             if self._read_since_look and now >= self._next_look:
@@ -314,8 +315,8 @@ class LaneReader:
 
     def _reading(self) -> Reading:
         aside = self._aside.topics(self._clock.monotonic()) | (self._paused or frozenset())
-        lanes = self._own.readable & self._memory.known_lanes
-        return Reading(lanes, self._memory.busy, aside, self._timing.batch)
+        self._memory.keep(self._own.readable)
+        return Reading(self._memory.known_lanes, self._memory.busy, aside, self._timing.batch)
 
     async def _ask_rows(self, statement: Statement) -> list[Row] | None:
         """The rows of a read, None when rows were put back meanwhile: one might come first."""
@@ -542,6 +543,5 @@ class LaneReader:
             self._memory.put_back_queued(lambda row: row.lane in leaving)
             free = leaving - {row.lane for row in self._memory.busy.values()}
             if free and "release" not in self._tasks:
-                self._memory.release(free)
                 let_go = self._own.let_go(free)
                 self._start("release", lambda: self._own.release(let_go))

@@ -145,13 +145,15 @@ class LaneMemory:
         self._holds.clear()
         self._known = self._learning = frozenset()
 
-    def release(self, lanes: Collection[int]) -> None:
-        """These lanes go to somebody else: what is being read of them is void, and should they come
-        back, their holds are learned anew.
+    def keep(self, lanes: Collection[int]) -> None:
+        """Only these lanes may be read now. What is being read of others is void, and should they
+        come back, be it without ever having been given away, their holds are learned and their rows
+        read anew: what was queued of them was put back, and reads have gone on above it.
         """
-        self._learning -= frozenset(lanes)
-        if not self._known.isdisjoint(lanes):
-            self._known -= frozenset(lanes)
+        readable = frozenset(lanes)
+        self._learning &= readable
+        if not self._known <= readable:
+            self._known &= readable
             self.epoch += 1
 
     def holds_died(self, keys: Collection[Key]) -> None:

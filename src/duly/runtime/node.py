@@ -180,10 +180,10 @@ class Node:
 
     async def _rebalance(self, scope: _Scope, beat: Beat) -> None:
         try:
-            if await scope.ownership.rebalance(beat):
-                scope.reader.lanes_taken()
+            await scope.ownership.rebalance(beat)
         except DulyError as error:
             _log.warning("%s: lanes: %s", scope.ownership.scope, error, extra={"code": error.code})
+        scope.reader.lanes_moved()
         self._pass_on(scope, beat)
 
     def _pass_on(self, scope: _Scope, beat: Beat) -> None:

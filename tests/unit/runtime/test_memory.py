@@ -98,7 +98,7 @@ def test_what_was_drained_beside_an_unmarked_follower_is_looked_for_again() -> N
 def test_a_lane_that_goes_while_its_holds_are_asked_for_is_not_learned() -> None:
     memory = LaneMemory(Atomic())  # type: ignore[arg-type]
     memory.learning({1, 2})
-    memory.release({2})
+    memory.keep({1})
     memory.learn_holds([])
     assert memory.known_lanes == {1}
 
@@ -107,8 +107,10 @@ def test_a_lane_that_was_given_back_is_unknown_and_voids_the_read_under_way() ->
     """Else its rows are sent by two nodes, and a lane that comes back is read without its holds."""
     memory, _ = taken()
     epoch = memory.epoch
-    memory.release({3, 4})
-    assert memory.known_lanes == frozenset(range(64)) - {3, 4}
+    others = frozenset(range(64)) - {3, 4}
+    memory.keep(others)
+    assert memory.known_lanes == others
     assert memory.epoch > epoch
-    memory.release({3})
+    memory.keep(others | {3})
+    assert memory.known_lanes == others
     assert memory.epoch == epoch + 1
