@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -23,6 +22,7 @@ from duly.errors import (
     TransactionConflictError,
 )
 from tests.acceptance.shop_app import Placed, Shop, insert
+from tests.servers.disks import free_bytes, small_disk
 
 
 def listen(shop: Shop) -> None:
@@ -162,44 +162,26 @@ def test_a_full_database_refuses_the_whole_transaction(local: Shop) -> None:
     assert local.query("SELECT count(*) FROM duly_outbox") == [1]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True, timeout=20)
-
-
-async def test_a_full_disk_stops_publishers_and_relays_and_loses_nothing(
-    small_disk: Path, tmp_path: Path
-) -> None:
-    shop = Shop(f"sqlite:///{small_disk / 'shop.db'}", f"embedded:///{tmp_path / 'broker.db'}")
-    shop.app._given["allow_unsafe"] = {"DISK_NEARLY_FULL": "a test"}
-    listen(shop)
-    shop.prepare()
-    filler = small_disk / "filler"
-    committed = []
-    with pytest.raises((DulyError, sa.exc.OperationalError)) as caught:
-        for n in range(1, 1_000):
-            shop.place(n, n + 1_000)
-            committed += [n, n + 1_000]
-            if n == 3:
-                filler.write_bytes(b"x" * free(small_disk))
-    assert "full" in str(caught.value)
-    assert shop.ordered() == sorted(committed)
-    filler.unlink()
-    await shop.app.run_once(timeout="30s")
-    assert shop.work() == sorted(committed)
-    shop.close()
-
-
-def free(folder: Path) -> int:
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
+async def test_a_full_disk_stops_publishers_and_relays_and_loses_nothing(tmp_path: Path) -> None:
+    with small_disk(tmp_path, megabytes=1) as disk:
+        shop = Shop(f"sqlite:///{disk / 'shop.db'}", f"embedded:///{tmp_path / 'broker.db'}")
+        shop.app._given["allow_unsafe"] = {"DISK_NEARLY_FULL": "a test"}
+        listen(shop)
+        shop.prepare()
+        filler = disk / "filler"
+        committed = []
+        with pytest.raises((DulyError, sa.exc.OperationalError)) as caught:
+            for n in range(1, 1_000):
+                shop.place(n, n + 1_000)
+                committed += [n, n + 1_000]
+                if n == 3:
+                    filler.write_bytes(b"x" * free_bytes(disk))
+        assert "full" in str(caught.value)
+        assert shop.ordered() == sorted(committed)
+        filler.unlink()
+        await shop.app.run_once(timeout="30s")
+        assert shop.work() == sorted(committed)
+        shop.close()
 
 
 async def test_the_tables_of_another_app(local: Shop, tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,12 @@ from duly.ports import Severity
 from duly.runtime import lanes
 from tests.acceptance.shop_app import Placed, Shop, insert
 from tests.conftest import unavailable
+from tests.servers.disks import free_bytes, small_disk
 from tools.services import PrivateServer
+from tools.services.activemq import ActiveMQ
+from tools.services.activemq import find as find_activemq
+from tools.services.kafka import Kafka
+from tools.services.kafka import find as find_kafka
 from tools.services.nats import NATS
 from tools.services.nats import find as find_nats
 from tools.services.redis import Redis
@@ -27,37 +30,33 @@ from tools.services.redis import find as find_redis
 LARGE = "x" * 20_000
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 24 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=777", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True, timeout=20)
+BROKERS = {
+    "nats": (NATS, find_nats, 24, "NATS_HEALTH"),
+    "redis": (Redis, find_redis, 24, "BROKER_UNREACHABLE"),  # with `always` it ends itself
+    "redis that goes on": (Redis, find_redis, 24, "REDIS_DURABILITY"),
+    "kafka": (Kafka, find_kafka, 48, "BROKER_UNREACHABLE"),
+    "activemq": (ActiveMQ, find_activemq, 96, "BROKER_UNREACHABLE"),  # its journal has large files
+}
 
 
-@pytest.fixture(params=["nats", "redis", "redis that goes on"])
-def full(request: pytest.FixtureRequest, small_disk: Path) -> Iterator[tuple[PrivateServer, str]]:
-    """A server with its data there, and what ``doctor`` calls it when it cannot write."""
-    home = small_disk / "home"
-    home.mkdir(mode=0o777)
-    programs = find_nats() if request.param == "nats" else find_redis()
+@pytest.fixture(params=BROKERS)
+def full(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[PrivateServer, Path, str]]:
+    """A server, the disk that its data is on, and what ``doctor`` says when it cannot write."""
+    kind, find, megabytes, code = BROKERS[request.param]
+    programs = find()
     if programs is None:
         unavailable(f"{request.param} is not on this machine; run: make services")
-    if request.param == "nats":
-        server = PrivateServer(NATS.create(home, programs))
-        server.url += f"/shop?monitor={server.environment['DULY_TEST_NATS_MONITOR']}"
-        code = "NATS_HEALTH"
-    else:
-        goes_on = request.param.endswith("goes on")  # with `always` Redis ends itself
-        more = "appendfsync everysec\n" if goes_on else ""
-        server = PrivateServer(Redis.create(home, programs, more=more))
-        code = "REDIS_DURABILITY" if goes_on else "BROKER_UNREACHABLE"
-    with server:
-        yield server, code
+    with small_disk(tmp_path, megabytes=megabytes) as disk:
+        home = disk / "home"
+        home.mkdir(mode=0o777)
+        more = {"more": "appendfsync everysec\n"} if request.param.endswith("goes on") else {}
+        server = PrivateServer(kind.create(home, programs, **more))
+        if kind is NATS:
+            server.url += f"/shop?monitor={server.environment['DULY_TEST_NATS_MONITOR']}"
+        with server:
+            yield server, disk, code
 
 
 async def until(true: Callable[[], Any]) -> None:
@@ -75,14 +74,13 @@ def place(shop: Shop, first: int, count: int) -> None:
 
 
 async def test_a_full_disk_of_the_broker(
-    full: tuple[PrivateServer, str],
-    small_disk: Path,
+    full: tuple[PrivateServer, Path, str],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(lanes, "TELL_SECONDS", 0.2)
-    server, code = full
+    server, disk, code = full
     shop = Shop(f"sqlite:///{tmp_path / 'shop.db'}", server.url, send_timeout="0.4s")
 
     @shop.app.on(Placed, group="sales")
@@ -93,8 +91,8 @@ async def test_a_full_disk_of_the_broker(
     async with shop.app.running():
         place(shop, 1, 3)
         await until(lambda: shop.work() == [1, 2, 3])
-        filler = small_disk / "filler"
-        filler.write_bytes(b"x" * (free(small_disk) - 50_000))
+        filler = disk / "filler"
+        filler.write_bytes(b"x" * (free_bytes(disk) - 50_000))
         with caplog.at_level(logging.WARNING):
             for first in range(4, 1_000, 20):  # Redis notices a second after it has confirmed
                 place(shop, first, 20)
@@ -121,8 +119,3 @@ RED = Severity.RED
 def codes(caplog: pytest.LogCaptureFixture) -> set[str]:
     """Of what the relay has logged."""
     return {str(getattr(r, "code", "")) for r in caplog.records if r.name == "duly.lanes"}
-
-
-def free(folder: Path) -> int:
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
