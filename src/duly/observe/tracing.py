@@ -70,7 +70,7 @@ def inject(headers: Mapping[str, str]) -> dict[str, str]:
     if "traceparent" in headers:
         return dict(headers)
     carrier: dict[str, str] = {}
-    if otel := _opentelemetry():
+    if (otel := _opentelemetry()) and otel.has_context:
         otel.propagator.inject(carrier)
     found = extract(carrier) if carrier else None
     return {**headers, **(found or _handled.get({}))}
@@ -209,11 +209,16 @@ class _OpenTelemetry:
         from opentelemetry import context, trace
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        self._trace = trace
+        self._trace, self._context = trace, context
         self._root = context.Context()
         self._tracer: tuple[Any, Any] | None = None
         self._idle = (trace.ProxyTracerProvider, trace.NoOpTracerProvider)
         self.propagator = TraceContextTextMapPropagator()
+
+    @property
+    def has_context(self) -> bool:
+        """Whether anything is open here, which for most messages nothing is."""
+        return bool(self._context.get_current())
 
     @property
     def collecting(self) -> bool:
