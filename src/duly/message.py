@@ -81,6 +81,10 @@ _NON_FINITE_SIGNS = {
     b"I": (b"Inf",),
     b"n": (b"null", b'"nan"', b'inf"'),
 }
+_LISTS = (list, tuple, set, frozenset)
+_NEVER_NON_FINITE = (str, bytes, int, type(None))
+# What most messages hold, passed over at once: the search below runs for every null.
+_PLAIN = frozenset((*_NEVER_NON_FINITE, bool))
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
@@ -495,16 +499,20 @@ def _has_non_finite(value: Any) -> bool:
         elif isinstance(item, float):
             if not math.isfinite(item):
                 return True
-        elif not isinstance(item, str | bytes | int | None) and id(item) not in seen:
+        elif not isinstance(item, _NEVER_NON_FINITE) and id(item) not in seen:
             seen.add(id(item))
-            todo.extend(_parts(item))
+            parts = _parts(item)
+            if not _PLAIN.issuperset(map(type, parts)):
+                todo += [part for part in parts if type(part) not in _PLAIN]
     return False
 
 
 def _parts(item: Any) -> Iterable[Any]:
-    if isinstance(item, Mapping):
+    if isinstance(item, _LISTS):
+        return item
+    if type(item) is dict or isinstance(item, Mapping):  # to ask for an abstract class takes long
         return [*item.keys(), *item.values()]
-    return item if isinstance(item, list | tuple | set | frozenset) else _field_values(item)
+    return _field_values(item)
 
 
 def _field_values(value: Any) -> list[Any]:

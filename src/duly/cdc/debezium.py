@@ -8,28 +8,33 @@ Leaves out schemas (``schemas.enable=false``) and events for emptied tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from duly.errors import ConfigurationError
 from duly.kernel.changes import Change
 from duly.kernel.rules import Emit
 from duly.message import Event
-from duly.wire.debezium import Decimals, told
+from duly.wire.debezium import Decimals, Form, told
 
 __all__ = ["Debezium"]
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_BINLOGS: Final = ("mariadb", "mysql")
 
 
 class Debezium:
     """Tells changes of one table: ``yield from debezium(change)`` in a rule.
 
     topic: ``prefix.schema.table`` or ``prefix.table``, as Debezium names it. connector: what its
-    ``source`` calls the kind of database. database: the name that stands there. decimals: as its
-    ``decimal.handling.mode``. tombstones: whether a row that is gone is followed by an empty event
-    under its key. Raises ConfigurationError.
+    ``source`` calls the kind of database; of "mariadb" and "mysql" moments and documents are told
+    as those connectors tell them. database: the name that stands there; for those two the middle of
+    the topic where empty. decimals: as its ``decimal.handling.mode``. tombstones: whether a row
+    that is gone is followed by an empty event under its key. types: for those two, by column, where
+    a value does not say how it is told: ``datetime(6)``, ``timestamp(6)``, ``bit(8)``, each with
+    its own digits, and ``date``, ``datetime``, ``timestamp`` that can be zero. Raises
+    ConfigurationError.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class Debezium:
         database: str = "",
         decimals: Decimals = "precise",
         tombstones: bool = True,
+        types: Mapping[str, str] = {},
     ) -> None:
         self._prefix, _, table = topic.partition(".")
         if not table:
@@ -47,27 +53,43 @@ class Debezium:
         if decimals not in ("precise", "string", "double"):
             raise ConfigurationError("Debezium: decimals is 'precise', 'string' or 'double'")
         self._schema, _, self._table = table.rpartition(".")
-        self._connector, self._database = connector, database
-        self._decimals: Decimals = decimals
+        self._connector, self._binlog = connector, connector in _BINLOGS
+        if types and not self._binlog:
+            raise ConfigurationError("Debezium: types are of the connectors 'mariadb' and 'mysql'")
+        self._database = database or (self._schema if self._binlog else "")
+        self._form = Form(decimals=decimals, binlog=self._binlog, types=types)
         self._tombstones = tombstones
+        self._known: tuple[Any, dict[str, Any], dict[str, Any]] = (None, {}, {})
         self.changed, self.gone = _types(topic)
 
     def __call__(self, change: Change) -> Iterator[Emit]:
-        """The events of a change, each under the key of its row."""
-        source = self._source(change)
-        for one in told(change, decimals=self._decimals, tombstones=self._tombstones):
-            if one.envelope is None:
-                yield Emit(self.gone(), one.key)
+        """The events of a change, each under the key of its row. Raises ConfigurationError for a
+        moment that is finer than its column's type.
+        """
+        source, times = self._source(change)
+        changed, gone = self.changed, self.gone
+        for key, envelope in told(change, self._form, tombstones=self._tombstones):
+            if envelope is None:
+                yield Emit(gone(), key)
                 continue
-            times = {name: source[name] or None for name in ("ts_ms", "ts_us", "ts_ns")}
-            envelope = one.envelope._asdict()
-            yield Emit(self.changed(**envelope, source=source, **times), one.key)
+            before, after, op = envelope
+            yield Emit(changed(before=before, after=after, op=op, source=source, **times), key)
 
-    def _source(self, change: Change) -> dict[str, Any]:
+    def _source(self, change: Change) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The block of a change, and the times of its event; most are those of its transaction."""
+        at = change.position, change.op == "read", change.xid, change.committed_at
+        known = self._known
+        if at != known[0]:
+            begun = self._begun(change)
+            times = {name: begun[name] or None for name in ("ts_ms", "ts_us", "ts_ns")}
+            known = self._known = at, begun, times
+        _, source, times = known
+        return {**source, "row": change.ordinal} if self._binlog else source, times
+
+    def _begun(self, change: Change) -> dict[str, Any]:
         at = change.committed_at
         micros = 0 if at is None else (at - _EPOCH) // timedelta(microseconds=1)
-        number = change.position[:16]
-        return {
+        every = {
             "version": "duly",
             "connector": self._connector,
             "name": self._prefix,
@@ -77,6 +99,12 @@ class Debezium:
             "sequence": None,
             "ts_us": micros,
             "ts_ns": micros * 1000,
+        }
+        return {**every, **(self._of_binlog(change) if self._binlog else self._of_wal(change))}
+
+    def _of_wal(self, change: Change) -> dict[str, Any]:
+        number = change.position[:16]
+        return {
             "schema": self._schema,
             "table": self._table,
             "txId": int(change.xid) if change.xid.isdigit() else None,
@@ -84,6 +112,20 @@ class Debezium:
             "xmin": None,
             "origin": None,
             "origin_lsn": None,
+        }
+
+    def _of_binlog(self, change: Change) -> dict[str, Any]:
+        """Six digits of a position are the number of the file, the next eight its offset."""
+        server = change.xid.split("-")[1:2] if self._connector == "mariadb" else []
+        return {
+            "table": self._table,
+            "server_id": int(server[0]) if server else 0,
+            "gtid": change.xid or None,
+            "file": f"{int(change.position[:6], 16):06d}",
+            "pos": int(change.position[6:14], 16),
+            "row": 0,
+            "thread": None,
+            "query": None,
         }
 
 

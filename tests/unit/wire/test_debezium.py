@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from duly.errors import ConfigurationError
 from duly.kernel.changes import ABSENT, Change
-from duly.wire.debezium import UNAVAILABLE, Envelope, Told, json_text, told, value_of
+from duly.wire.debezium import UNAVAILABLE, Envelope, Form, Told, json_text, told
 
 NAIVE = datetime(2013, 1, 1, 5, 15, 0, 250000)  # noqa: DTZ001  # a timestamp without a zone
 
@@ -35,6 +36,7 @@ NAIVE = datetime(2013, 1, 1, 5, 15, 0, 250000)  # noqa: DTZ001  # a timestamp wi
         (NAIVE, 1_357_017_300_250_000),
         (NAIVE.replace(tzinfo=timezone(timedelta(hours=2))), "2013-01-01T03:15:00.25Z"),
         (datetime(2013, 1, 1, 0, 0, 10, tzinfo=UTC), "2013-01-01T00:00:10Z"),
+        (datetime(2013, 1, 1, tzinfo=UTC), "2013-01-01T00:00:00Z"),
         (Decimal("12.50"), "BOI="),
         (Decimal("-0.01"), "/w=="),
         (Decimal("1.27"), "fw=="),
@@ -46,12 +48,91 @@ NAIVE = datetime(2013, 1, 1, 5, 15, 0, 250000)  # noqa: DTZ001  # a timestamp wi
     ],
 )
 def test_values(value: Any, expected: Any) -> None:
-    assert value_of(value) == expected
+    assert value_of(Form(), value) == expected
+
+
+def value_of(form: Form, value: Any) -> Any:
+    return form.row({"column": value})["column"]
 
 
 def test_decimals_as_they_are_asked_for() -> None:
-    assert value_of(Decimal("1E+2"), "string") == "100"
-    assert value_of(Decimal("12.50"), "double") == 12.5
+    assert value_of(Form(decimals="string"), Decimal("1E+2")) == "100"
+    assert value_of(Form(decimals="double"), Decimal("12.50")) == 12.5
+    assert value_of(Form(decimals="double"), Decimal("NaN")) == "NaN"
+
+
+# --- of a binlog ----------------------------------------------------------------------------------
+IN_UTC = NAIVE.replace(tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("declared", "value", "expected"),
+    [
+        ("datetime", NAIVE, 1_357_017_300_250),
+        ("datetime(3)", NAIVE, 1_357_017_300_250),
+        ("DATETIME(6)", NAIVE, 1_357_017_300_250_000),
+        ("datetime(4)", None, None),
+        ("timestamp", IN_UTC.replace(microsecond=0), "2013-01-01T05:15:00Z"),
+        ("timestamp(2)", IN_UTC, "2013-01-01T05:15:00.25Z"),
+        ("timestamp(6)", IN_UTC, "2013-01-01T05:15:00.250000Z"),
+        (
+            "timestamp(6)",
+            NAIVE.replace(tzinfo=timezone(timedelta(hours=2))),
+            "2013-01-01T03:15:00.250000Z",
+        ),
+        ("bit", b"\1", True),
+        ("bit(1)", b"\0", False),
+        ("bit(12)", b"\1\2", "AgE="),
+        ("bit(12)", ABSENT, UNAVAILABLE),
+        ("date", date(1970, 1, 3), 2),
+        ("date", "0000-00-00", None),
+        ("datetime(6)", "0000-00-00 00:00:00.000000", None),
+        ("timestamp", "0000-00-00 00:00:00", None),
+    ],
+)
+def test_values_that_the_type_of_a_column_tells(declared: str, value: Any, expected: Any) -> None:
+    assert value_of(Form(binlog=True, types={"column": declared}), value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (NAIVE, 1_357_017_300_250),
+        (IN_UTC.replace(microsecond=0), "2013-01-01T05:15:00Z"),
+        (timedelta(hours=-1), -3_600_000_000),
+        ({"b": [1, None], "a": Decimal("1.10")}, '{"b":[1,null],"a":1.10}'),
+        ([1, {"a": "ü"}], '[1,{"a":"ü"}]'),
+        (b"\x00\xff", "AP8="),
+        (Decimal("12.50"), "BOI="),
+    ],
+)
+def test_values_of_columns_without_a_type(value: Any, expected: Any) -> None:
+    assert value_of(Form(binlog=True), value) == expected
+
+
+@pytest.mark.parametrize(
+    ("declared", "value"),
+    [
+        ("datetime", NAIVE.replace(microsecond=1)),
+        ("timestamp", IN_UTC),
+        ("timestamp(1)", IN_UTC),
+    ],
+)
+def test_a_moment_finer_than_its_type_is_not_cut(declared: str, value: datetime) -> None:
+    with pytest.raises(ConfigurationError, match=r"types="):
+        value_of(Form(binlog=True, types={"column": declared}), value)
+
+
+@pytest.mark.parametrize(
+    "declared",
+    ["int", "datetime(0)", "datetime(7)", "timestamp(12)", "bit(65)", "bit(0)", "date(3)", ""],
+)
+def test_a_type_that_tells_nothing_is_refused(declared: str) -> None:
+    with pytest.raises(ConfigurationError, match="'column'"):
+        Form(binlog=True, types={"column": declared})
+
+
+# --- events ---------------------------------------------------------------------------------------
 
 
 def test_json_text_has_blanks_where_postgresql_has_them() -> None:
@@ -64,7 +145,7 @@ def change(op: Any, before: Any, after: Any) -> Change:
 
 
 def events(one: Change, *, tombstones: bool = True) -> list[Told]:
-    return list(told(one, decimals="precise", tombstones=tombstones))
+    return list(told(one, Form(), tombstones=tombstones))
 
 
 KEY, OLD, NEW = '{"id": 1}', {"id": 1, "n": 1}, {"id": 1, "n": 2}
@@ -89,6 +170,8 @@ def test_a_row_that_is_gone_leaves_a_tombstone() -> None:
     known = {"id": 1, "n": ABSENT}
     assert events(change("delete", known, None)) == [gone, Told(KEY, None)]
     assert events(change("delete", known, None), tombstones=False) == [gone]
+    unknown = Change("s", "t", "delete", {"id": 1}, None, None, "1", 0)
+    assert events(unknown) == [Told(KEY, Envelope(None, None, "d")), Told(KEY, None)]
 
 
 def test_a_changed_key_is_a_row_gone_and_a_new_one() -> None:
@@ -98,6 +181,11 @@ def test_a_changed_key_is_a_row_gone_and_a_new_one() -> None:
         Told(KEY, None),
         Told('{"id": 2}', Envelope(None, other, "c")),
     ]
+
+
+def test_a_key_of_which_the_log_does_not_say_what_it_was_has_not_changed() -> None:
+    before = {"id": ABSENT, "n": 1}
+    assert events(change("update", before, NEW)) == [Told(KEY, Envelope(None, NEW, "u"))]
 
 
 def test_an_emptied_table_is_left_out() -> None:

@@ -24,6 +24,7 @@ from duly.databases.mysql.changes_place import (
     file_number,
 )
 from duly.databases.mysql.changes_spool import Changes, Facts, Gathered, Reading
+from duly.databases.mysql.changes_zstd import unzstd
 from duly.databases.overlay import kept
 from duly.errors import GapError
 from duly.kernel.changes import Intent, SnapshotChunk, Transaction
@@ -129,7 +130,7 @@ class Assembly:
         self._done = position.place
         self._asked = position.start
         self._tables, self._intents, self._give = tables, intents, give
-        self._decoder = Decoder()
+        self._decoder = Decoder(unzstd=unzstd)
         self._readings: dict[Table, Reading | None] = {}
         self._file, self._made, self._offset = position.start.file, 0, position.start.offset
         self._before = self._begun_at = position.start
