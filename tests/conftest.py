@@ -24,6 +24,7 @@ import pytest
 from duly.brokers.activemq.control import delete_topics as delete_topics_of_activemq
 from duly.testing.fault_proxy import FaultProxy
 from tests.fresh_postgres import FreshPostgres
+from tests.servers.opensearch import OpenSearch
 from tools.services import (
     PrivateServer,
     ServerMissingError,
@@ -145,6 +146,16 @@ def redis_url() -> Iterator[str]:
         with redis.Redis.from_url(server, socket_timeout=10) as client:
             for key in client.scan_iter(match=f"{prefix}*", count=1000):
                 client.delete(key)
+
+
+@pytest.fixture
+def opensearch() -> Iterator[OpenSearch]:
+    """An index of this test's own on OpenSearch, dropped after the test."""
+    with closing(OpenSearch(server_url("DULY_TEST_SEARCH"))) as server:
+        try:
+            yield server
+        finally:
+            server.clear()
 
 
 @pytest.fixture

@@ -5,16 +5,34 @@ from collections.abc import Mapping
 from typing import Any
 
 from duly import App, Change
-from duly.sinks import Fts5, RedisCache
+from duly.sinks import Fts5, RedisCache, SearchIndex
+
+SERVICE = os.environ.get("SERVICE_URL", "sqlite:///flights.db")
+SEARCH = os.environ.get(
+    "SEARCH_URL", ""
+)  # of OpenSearch; without one, a file with full-text search
+INDEX = os.environ.get("SEARCH_INDEX", "flights")
+CA_FILE = os.environ.get("SEARCH_CA_FILE")
+CACHE = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
+PREFIX = os.environ.get("REDIS_PREFIX", "flight:")
+MAPPINGS = {
+    "properties": {
+        "flight": {"type": "keyword"},
+        "carrier": {"type": "keyword"},
+        "dest": {"type": "keyword"},
+        "text": {"type": "text"},
+    }
+}
 
 app = App("copies", broker="embedded:///copies-broker.db")
-app.source("service", "sqlite:///flights.db")
+app.source("service", SERVICE)
 
-search = Fts5("sqlite:///search.db", table="found", columns=["flight", "carrier", "dest", "text"])
-cache = RedisCache(
-    os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0"),
-    prefix=os.environ.get("REDIS_PREFIX", "flight:"),
+search = (
+    SearchIndex(SEARCH, index=INDEX, mappings=MAPPINGS, ca_file=CA_FILE)
+    if SEARCH
+    else Fts5("sqlite:///search.db", table="found", columns=[*MAPPINGS["properties"]])
 )
+cache = RedisCache(CACHE, prefix=PREFIX)
 
 
 @app.cdc(table="flights", source="service", into=search)

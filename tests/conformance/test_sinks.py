@@ -12,8 +12,8 @@ import pytest
 import sqlalchemy
 
 from duly.sinks import Fts5, RedisCache, SearchIndex, SqlUpsert
-from duly.testing.sink_conformance import SinkConformance, Target
-from tests.servers.search_engine import search_engine
+from duly.testing.sink_conformance import STREAM, SinkConformance, Target
+from tests.servers.opensearch import OpenSearch
 
 NOBODY = "127.0.0.1:1"
 _TABLE = (
@@ -135,20 +135,21 @@ class TestRedisHash(SinkConformance):
 
 
 class TestSearch(SinkConformance):
-    histories = 3
-
     @pytest.fixture
-    def target(self) -> Iterator[Target]:
-        with search_engine() as (engine, url):
-
-            def rows() -> list[Any]:
-                found = engine.documents("found").values()
-                return [{name: one[name] for name in ("id", "name", "n")} for one in found]
-
-            yield Target(
-                make=lambda: SearchIndex(url, index="found"),
-                rows=rows,
-                empty=engine.clear,
-                away=lambda: SearchIndex(f"http://me:s3cret@{NOBODY}", index="found"),
-                exact=False,
+    def target(self, opensearch: OpenSearch) -> Target:
+        def make() -> SearchIndex:
+            return SearchIndex(
+                opensearch.feeder, index=opensearch.index, ca_file=opensearch.ca_file
             )
+
+        def rows() -> list[Any]:
+            found = opensearch.documents().values()
+            return [{name: one[name] for name in ("id", "name", "n")} for one in found]
+
+        return Target(
+            make=make,
+            rows=rows,
+            empty=lambda: opensearch.clear(STREAM),
+            away=lambda: SearchIndex(f"http://me:s3cret@{NOBODY}", index="found"),
+            exact=False,
+        )

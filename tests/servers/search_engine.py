@@ -2,8 +2,8 @@
 
 Documents with external versions, deletions that leave their version behind, a view that queries see
 after a refresh only, writes conditional on sequence numbers, bulk requests whose items fail one by
-one.  A field that is mapped as a number refuses text. It stands in for a real server, which these
-tests have none of; what it does not know it refuses.
+one.  A field that is mapped as a number refuses text. It stands in where a real server cannot be
+asked to fail, and a test holds its answers to those of one. What it does not know it refuses.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ class Index:
 
 
 class SearchEngine:
-    """busy: how many of the next items of bulk requests are put off; asked: every request."""
+    """failing: what becomes of the next items of bulk requests; asked: every request."""
 
     def __init__(self) -> None:
         self.indices: dict[str, Index] = {}
-        self.busy = 0
+        self.failing: list[tuple[int, str]] = []
+        self.aliases: dict[str, list[str]] = {}
+        self.unseen = 0  # shards that a refresh does not reach
         self.cut = 0  # so many requests are done, and the connection is closed without an answer
         self.down = 0  # so many requests are answered by a proxy that has no server behind it
         self.asked: list[str] = []
@@ -76,6 +78,8 @@ class SearchEngine:
                 return self._index(verb, parts[0], body)
             if parts[1] == "_doc" and len(parts) == 3:
                 return self._document(verb, parts[0], parts[2], body=body, options=options)
+            if parts[1] == "_settings":
+                return self._index(verb, parts[0], body)
             return self._query(parts[0], parts[1], body, options)
 
     def _index(self, verb: str, name: str, body: bytes) -> Answer:
@@ -86,7 +90,9 @@ class SearchEngine:
             return 200, {"acknowledged": True}
         if name not in self.indices:
             return _error(404, "index_not_found_exception")
-        return 200, {name: {"settings": {"index": {"uuid": self.indices[name].uuid}}}}
+        known = self.indices[name]
+        told = {"mappings": known.mappings, "settings": {"index": {"uuid": known.uuid}}}
+        return 200, dict.fromkeys(self.aliases.get(name, [name]), told)
 
     def _document(
         self, verb: str, index: str, id_: str, *, body: bytes, options: dict[str, str]
@@ -123,9 +129,8 @@ class SearchEngine:
 
     def _item(self, verb: str, where: dict[str, Any], source: Any) -> dict[str, Any]:
         assert where["version_type"] == "external_gte"
-        if self.busy:
-            self.busy -= 1
-            return _failed(429, "rejected_execution_exception")
+        if self.failing:
+            return _failed(*self.failing.pop(0))
         place = self.indices.setdefault(where["_index"], Index({}))
         known = place.documents.get(where["_id"])
         if known is not None and known.version > where["version"]:
@@ -144,7 +149,10 @@ class SearchEngine:
             return _error(404, "index_not_found_exception")
         if what == "_refresh":
             place.seen = dict(place.documents)
-            return 200, {"_shards": {"failed": 0}}
+            return 200, {"_shards": {"failed": self.unseen}}
+        if what == "_mapping":
+            place.mappings.setdefault("properties", {}).update(json.loads(body)["properties"])
+            return 200, {"acknowledged": True}
         assert what == "_delete_by_query"
         assert options == {"conflicts": "proceed", "refresh": "true"}
         ((field_, wanted),) = json.loads(body)["query"]["bool"]["must_not"]["range"].items()

@@ -12,11 +12,10 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.services import maven, processes
+from tools.services import certificates, maven, processes
 from tools.services.processes import ServerFailedError
 
 __all__ = ["VERSION", "ActiveMQ", "answers", "find", "jars"]
@@ -146,7 +145,7 @@ class ActiveMQ:
         (home / "users.properties").write_text("".join(f"{u}={PASSWORD}\n" for u in users))
         roles = dict(zip(("all", "read", "write"), users, strict=True))
         (home / "roles.properties").write_text("".join(f"{r}={u}\n" for r, u in roles.items()))
-        _make_certificate(home)
+        certificates.make(home)
         return server
 
     @property
@@ -209,16 +208,3 @@ def _permissions(rights: dict[str, str]) -> str:
         f'<permission type="{kind}" roles="{",".join(roles.split())}"/>'
         for kind, roles in rights.items()
     )
-
-
-def _make_certificate(home: Path) -> None:
-    """A key and its certificate for this machine, in the one file that the server reads."""
-    words = "openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=localhost -addext"
-    command = [*words.split(), "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    command += ["-keyout", str(home / "key.pem"), "-out", str(home / "certificate.pem")]
-    try:
-        subprocess.run(command, check=True, capture_output=True, timeout=30)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise ServerFailedError(f"the certificate could not be made: {error}") from error
-    parts = [(home / name).read_text() for name in ("key.pem", "certificate.pem")]
-    (home / "tls.pem").write_text("".join(parts))

@@ -35,6 +35,7 @@ from tools.services import (
     processes,
     rabbitmq,
     redis,
+    search,
     sshd,
 )
 from tools.services.activemq import ActiveMQ
@@ -47,6 +48,7 @@ from tools.services.postgres import Postgres
 from tools.services.processes import ServerFailedError
 from tools.services.rabbitmq import RabbitMQ
 from tools.services.redis import Redis
+from tools.services.search import Search
 from tools.services.sshd import Sshd
 
 __all__ = ["KINDS", "Kind", "Server", "load_environment", "start", "stop"]
@@ -99,6 +101,7 @@ KINDS = {
     "activemq": Kind("activemq", "DULY_TEST_ACTIVEMQ", "maven", activemq.find, False),
     "mariadb": Kind("mariadb", "DULY_TEST_MARIADB", "mariadb-server", mariadb.find),
     "redis": Kind("redis", "DULY_TEST_REDIS", "redis-server", redis.find, False),
+    "search": Kind("search", "DULY_TEST_SEARCH", "maven", search.find, False),
     "sshd": Kind("sshd", "DULY_TEST_SFTP", "openssh-server", sshd.find, False),
     "nats": Kind(  # Debian's is older than every published advisory
         "nats",
@@ -117,6 +120,7 @@ MADE_BY: dict[str, Any] = {
     "activemq": ActiveMQ,
     "mariadb": MariaDB,
     "redis": Redis,
+    "search": Search,
     "sshd": Sshd,
     "nats": NATS,
 }
@@ -127,6 +131,11 @@ CLIENTS = {"kcat": "kcat"}
 BESIDE = {
     "DULY_TEST_ACTIVEMQ": ("DULY_TEST_ACTIVEMQ_CORE", "DULY_TEST_ACTIVEMQ_JARS"),
     "DULY_TEST_RABBITMQ": ("DULY_TEST_RABBITMQ_API",),
+    "DULY_TEST_SEARCH": (
+        "DULY_TEST_SEARCH_CA",
+        "DULY_TEST_SEARCH_FEEDER",
+        "DULY_TEST_SEARCH_READER",
+    ),
     "DULY_TEST_SFTP": ("DULY_TEST_SFTP_KEY", "DULY_TEST_SFTP_KNOWN_HOSTS"),
 }
 ENV = folders.HOME / "env"

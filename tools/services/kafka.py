@@ -13,11 +13,10 @@ import shutil
 import signal
 import socket
 import struct
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.services import maven, processes
+from tools.services import certificates, maven, processes
 from tools.services.processes import ServerFailedError
 
 __all__ = ["VERSION", "Kafka", "answers", "find", "jars"]
@@ -137,7 +136,7 @@ class Kafka:
         # What the storage tool would write, without the two seconds of another Java.
         meta = META.format(directory=f"ZHVseS1rYWZrYS1k{port:05}A")
         (home / "data" / "meta.properties").write_text(meta)
-        _make_certificate(home)
+        certificates.make(home)
         return server
 
     @property
@@ -196,16 +195,3 @@ class Kafka:
         """End it at once and delete its data."""
         self.kill()
         shutil.rmtree(self.home, ignore_errors=True)  # made new by whoever needs it next
-
-
-def _make_certificate(home: Path) -> None:
-    """A key and its certificate for this machine, in the one file that Kafka reads."""
-    words = "openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=localhost -addext"
-    command = [*words.split(), "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    command += ["-keyout", str(home / "key.pem"), "-out", str(home / "certificate.pem")]
-    try:
-        subprocess.run(command, check=True, capture_output=True, timeout=30)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise ServerFailedError(f"Kafka's certificate could not be made: {error}") from error
-    parts = [(home / name).read_text() for name in ("key.pem", "certificate.pem")]
-    (home / "tls.pem").write_text("".join(parts))

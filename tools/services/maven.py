@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -46,10 +46,14 @@ def fetched(name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def fetch(name: str, artifacts: Sequence[str]) -> Path:
-    """A folder with the jars of ``group:artifact:version`` and all that they need at run time.
+def fetch(
+    name: str, artifacts: Sequence[str], *, arrange: Callable[[Path], None] | None = None
+) -> Path:
+    """A folder with the jars of ``group:artifact:version`` and all that they need at run time; of
+    ``group:artifact:version:type`` the file of that type.
 
-    name: of the folder; it changes when a version does. Idempotent. Raises ServerFailedError.
+    name: of the folder; it changes when a version does. arrange: puts the files where the server
+    looks for them. Idempotent. Raises ServerFailedError.
     """
     done = fetched(name)
     if done is not None:
@@ -70,13 +74,15 @@ def fetch(name: str, artifacts: Sequence[str]) -> Path:
     if ran.returncode or not any(work.glob("*.jar")):
         said = "\n".join(line for line in ran.stdout.splitlines() if "ERROR" in line)
         raise ServerFailedError(f"Maven could not fetch {name}:\n{said[-500:]}")
+    if arrange is not None:
+        arrange(work)
     return work.rename(work.with_name(name))
 
 
 def _listed(artifacts: Sequence[str]) -> str:
     out = ""
     for artifact in artifacts:
-        group, name, version = map(escape, artifact.split(":"))
+        group, name, version, kind = map(escape, f"{artifact}:jar".split(":")[:4])
         out += f"<dependency><groupId>{group}</groupId><artifactId>{name}</artifactId>"
-        out += f"<version>{version}</version></dependency>"
+        out += f"<version>{version}</version><type>{kind}</type></dependency>"
     return out

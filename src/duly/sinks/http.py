@@ -82,17 +82,24 @@ class HttpPeer:
             self.close()  # servers end an idle connection about when we would use it
         if self._connection is None:
             if self._tls:
-                context = ssl.create_default_context()
-                if self._ca_file is not None:
-                    context.load_verify_locations(self._ca_file)
                 self._connection = http.client.HTTPSConnection(
-                    self._host, self._port, timeout=CALL_SECONDS, context=context
+                    self._host, self._port, timeout=CALL_SECONDS, context=self._trust()
                 )
             else:
                 self._connection = http.client.HTTPConnection(
                     self._host, self._port, timeout=CALL_SECONDS
                 )
         return self._connection
+
+    def _trust(self) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context()
+            if self._ca_file is not None:
+                context.load_verify_locations(self._ca_file)
+        except OSError as error:
+            text = f"{self._ca_file} holds no certificates: {type(error).__name__}"
+            raise ConfigurationError(text, code="SINK_URL") from error
+        return context
 
 
 def _decoded(text: bytes) -> Any:

@@ -1,16 +1,20 @@
 """An index of OpenSearch or Elasticsearch, kept in step over its bulk API.
 
-A document ``<stream>`` in the index ``duly_sinks`` says how far the index is: the place, a number,
-and the index's own identity; it is written only over the state that was read.  Each request has the
-next number, a new reader begins beyond all that an older one can have used, and every document is
-written under the number as its external version: what comes late changes nothing that is newer.
-The invariants: the place moves after all that lies before it was confirmed item by item; what is
-applied again leaves the index as it was; a document that is refused stops the stream, by its id.
+A document ``<index>:<stream>`` in the index ``duly_sinks`` says how far an index is: the place, a
+number, and the index's own identity; it is written only over the state that was read.  Each request
+has the next number, a new reader begins beyond all that an older one can have used, and every
+document is written under the number as its external version: what comes late changes nothing that
+is newer.  A server soon forgets what was removed, and a clearing has no version: the state is asked
+before documents are sent or cleared away.
+The invariants: the place moves after all that lies before it was confirmed item by item, on the
+index that was opened; what is applied again leaves the index as it was; a document that is refused
+stops the stream, by its id.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import quote
@@ -33,9 +37,16 @@ __all__ = ["STATE_INDEX", "SearchIndex"]
 STATE_INDEX = "duly_sinks"
 PIECE_ROWS = 1000
 PIECE_BYTES = 4 * 1024 * 1024
+ID_BYTES_MAX = 512
 _BEYOND = 1_000_000  # requests of one apply, at most
 _BUSY = (429, 500, 502, 503, 504)
-_NEWER, _MISSING = 409, 404
+_NEWER, _MISSING, _EXISTS = 409, 404, "resource_already_exists_exception"
+_GONE = "index_not_found_exception"
+_NOT_NOW = ("cluster_block_exception", "index_closed_exception")  # until somebody opens it again
+_FIELD = re.compile(
+    r"(?:failed to parse field|mapping set to strict, dynamic introduction of) "
+    r"(\[.{1,100}?\](?: of type \[\w{1,40}\])?)"
+)
 _NOWHERE = (-1, -1)
 
 
@@ -58,7 +69,8 @@ class SearchIndex:
 
     url: ``http://`` or ``https://``, with user and password where needed. index: its name.
     mappings: what a new index is made with, as the engine has it. ca_file: certificates to trust
-    besides the system's. A document gets a field ``duly_mark``. Raises ConfigurationError.
+    besides the system's. A document gets a field ``duly_mark``, which is mapped as a ``long``.
+    Raises ConfigurationError.
     """
 
     snapshots = True
@@ -84,17 +96,23 @@ class SearchIndex:
 
     # --- a sink -----------------------------------------------------------------------------------
     def look(self, name: str) -> Fed:
-        """As ``Sink``."""
+        """As ``Sink``; an index whose marks cannot be asked for was never fed."""
         state = self._read(name)
-        if state is None or self._uuid() != state.uuid:
+        if state is None or self._found() != (state.uuid, "long"):
             return Fed()
         return Fed(state.epoch, state.place)
 
     def open(self, feed: Feed) -> None:
         """As ``Sink``."""
-        uuid = self._uuid() or self._make()
+        uuid, mapped = self._found()
+        if not uuid:
+            uuid = self._make()
+        elif mapped != "long":  # where new fields are not mapped by themselves, every mark is below
+            self._asked("PUT", f"{self._path}/_mapping", {"properties": {MARK: {"type": "long"}}})
         state = self._read(feed.name)
-        if state is not None and (state.epoch, state.token) > (feed.epoch, feed.token):
+        if state is None:
+            self._make_state_index()
+        elif (state.epoch, state.token) > (feed.epoch, feed.token):
             raise StaleLeaseError(f"{self.place} is fed by another reader")
         had = state or _State(0, 0, "", 0, 0, uuid, _NOWHERE)
         number = had.number + _BEYOND
@@ -106,6 +124,7 @@ class SearchIndex:
 
     def apply(self, batch: Batch) -> None:
         """As ``Sink``: a part that was applied before is applied again."""
+        self._refuse_other_index()  # documents would make an index anew that was dropped
         for piece in pieces(batch.operations, count=PIECE_ROWS, size_bytes=PIECE_BYTES):
             operations = fold(piece)
             if operations and isinstance(operations[0], Clear):
@@ -116,6 +135,7 @@ class SearchIndex:
         state, feed = self._at()
         if batch.complete:
             self._delete_up_to(state.since - 1)
+        self._refuse_other_index()
         failpoints.hit(failpoints.SINK_WRITTEN)
         self._state = self._write(state._replace(place=batch.place), feed)
         failpoints.hit(failpoints.SINK_APPLIED)
@@ -136,57 +156,76 @@ class SearchIndex:
     def _bulk(self, operations: Iterable[Operation], number: int) -> None:
         lines: list[str] = []
         for operation in operations:
-            if isinstance(operation, Clear):
-                raise TypeError("a clearing is no document")
-            where: dict[str, Any] = {"_index": self._index, "_id": key_text(operation.key)}
-            where |= {"version": number, "version_type": "external_gte"}
-            if isinstance(operation, Put):
-                if not operation.whole:
-                    text = "an update came without all its values; the source has to log whole rows"
-                    raise SinkRefusedError(text, code="ABSENT_VALUE")
-                lines += [json.dumps({"index": where}), as_json({**operation.row, MARK: number})]
-            else:
-                lines.append(json.dumps({"delete": where}))
+            lines += self._lines(operation, number)
+        if not lines:
+            return
+        self._refuse_newer_reader(self._at()[1])
         body = "\n".join(lines) + "\n"
         status, answer = self._http.call("POST", "/_bulk", body, kind="application/x-ndjson")
         if status != 200:
             self._fail(status, "_bulk", answer)
         self._look_at_items(answer["items"])
 
+    def _lines(self, operation: Operation, number: int) -> list[str]:
+        """What a bulk request says of one document."""
+        if isinstance(operation, Clear):
+            raise TypeError("a clearing is no document")
+        id_ = key_text(operation.key)
+        where: dict[str, Any] = {"_index": self._index, "_id": id_}
+        where |= {"version": number, "version_type": "external_gte"}
+        size = len(id_.encode())
+        fits = 0 < size <= ID_BYTES_MAX
+        if not isinstance(operation, Put):
+            return [json.dumps({"delete": where})] if fits else []  # it cannot be there
+        if not fits:
+            text = f"document {id_!r:.100}: an id has 1 to {ID_BYTES_MAX} bytes, this has {size}"
+            raise SinkRefusedError(f"{self.place}: {text}")
+        if not operation.whole:
+            text = "an update came without all its values; the source has to log whole rows"
+            raise SinkRefusedError(text, code="ABSENT_VALUE")
+        return [json.dumps({"index": where}), as_json({**operation.row, MARK: number})]
+
     def _look_at_items(self, items: Iterable[Mapping[str, Any]]) -> None:
-        """Raise for the worst: refused for good, then refused by a newer one, then busy."""
-        busy = newer = 0
+        """Raise for the worst: refused for good, then refused by a newer one, then put off."""
+        newer, put_off = 0, []
         for item in items:
             ((verb, told),) = item.items()
-            status = told["status"]
-            if status < 300 or (verb == "delete" and status == _MISSING):
+            status, reason = told["status"], _reason(told)
+            if status < 300 or (verb == "delete" and status == _MISSING and not reason):
                 continue
             if status == _NEWER:
                 newer += 1
-            elif status in _BUSY:
-                busy += 1
+            elif status in _BUSY or reason in _NOT_NOW:
+                put_off.append(reason or status)
             else:
-                reason = told.get("error", {}).get("type", "refused")
-                text = f"{self.place}: document {told.get('_id', '')!r:.100}: {reason} ({status})"
-                raise SinkRefusedError(text)
+                self._refuse(told, reason or "refused")
         if newer:
-            self._refuse_newer()
-        if busy:
-            raise SinkUnavailableError(f"{self.place}: {busy} documents were put off (busy)")
+            self._refuse_newer_reader(self._at()[1])
+            text = f"{self.place}: documents were written under a higher version by somebody else"
+            raise SinkRefusedError(text, code="SINK_FOREIGN")
+        if put_off:
+            text = f"{len(put_off)} documents were put off ({put_off[0]})"
+            raise SinkUnavailableError(f"{self.place}: {text}")
 
-    def _refuse_newer(self) -> NoReturn:
-        _, feed = self._at()
-        now = self._read(feed.name)
-        if now is None or (now.epoch, now.token) != (feed.epoch, feed.token):
-            raise StaleLeaseError(f"{self.place} is fed by another reader")
-        text = f"{self.place}: documents were written under a higher version by somebody else"
-        raise SinkRefusedError(text, code="SINK_FOREIGN")
+    def _refuse(self, told: Mapping[str, Any], reason: str) -> NoReturn:
+        """One document. What the engine says of its values is not repeated."""
+        status = told["status"]
+        if reason == _GONE:
+            raise self._lost()
+        text = f"{self.place}: document {told.get('_id', '')!r:.100}: {reason} ({status})"
+        if status in (401, 403):
+            raise ConfigurationError(text, code="SINK_DENIED")
+        field = _FIELD.match(str(told.get("error", {}).get("reason", "")))
+        raise SinkRefusedError(text + (f", field {field[1]}" if field else ""))
 
     def _delete_up_to(self, number: int) -> None:
         """Remove what no later request has written; what was written is made visible to it first.
         A document that is written meanwhile is left, by its own version.
         """
-        self._asked("POST", f"{self._path}/_refresh")
+        self._refuse_newer_reader(self._at()[1])
+        refreshed = self._asked("POST", f"{self._path}/_refresh")
+        if refreshed["_shards"]["failed"]:
+            raise SinkUnavailableError(f"{self.place}: not all of it can be seen")
         path = f"{self._path}/_delete_by_query?conflicts=proceed&refresh=true"
         query = {"bool": {"must_not": {"range": {MARK: {"gt": number}}}}}
         answer = self._asked("POST", path, {"query": query})
@@ -201,20 +240,40 @@ class SearchIndex:
 
     def _uuid(self) -> str:
         """The identity of the index; empty where there is none."""
-        status, answer = self._http.call("GET", self._path)
+        return self._told(f"{self._path}/_settings/index.uuid")[0]
+
+    def _found(self) -> tuple[str, str]:
+        """The identity of the index, and what the mark is mapped as; empty where there is none."""
+        return self._told(self._path)
+
+    def _told(self, path: str) -> tuple[str, str]:
+        status, answer = self._http.call("GET", path)
         if status == _MISSING:
-            return ""
+            return "", ""
         if status != 200:
             self._fail(status, self._index, answer)
+        if len(answer) != 1:
+            text = f"{self.place} is {len(answer)} indices; a copy is one"
+            raise ConfigurationError(text, code="SINK_URL")
         (told,) = answer.values()  # under its own name, which an alias hides
-        return str(told["settings"]["index"]["uuid"])
+        marks = told.get("mappings", {}).get("properties", {}).get(MARK, {})
+        return str(told["settings"]["index"]["uuid"]), str(marks.get("type", ""))
 
     def _make(self) -> str:
-        self._asked("PUT", self._path, {"mappings": self._mappings})
+        properties = {**self._mappings.get("properties", {}), MARK: {"type": "long"}}
+        mappings = {**self._mappings, "properties": properties}
+        self._asked("PUT", self._path, {"mappings": mappings})
         return self._uuid()
 
+    def _make_state_index(self) -> None:
+        """It is kept, and nothing in it is searched for; a server may make none by itself."""
+        body = json.dumps({"mappings": {"dynamic": False}})
+        status, answer = self._http.call("PUT", f"/{STATE_INDEX}", body)
+        if status != 200 and _reason(answer) != _EXISTS:
+            self._fail(status, STATE_INDEX, answer)
+
     def _state_path(self, name: str) -> str:
-        return f"/{STATE_INDEX}/_doc/{quote(name, safe='')}"
+        return f"/{STATE_INDEX}/_doc/{quote(f'{self._index}:{name}', safe='')}"
 
     def _read(self, name: str) -> _State | None:
         status, answer = self._http.call("GET", self._state_path(name))
@@ -234,16 +293,25 @@ class SearchIndex:
         path = f"{self._state_path(feed.name)}?{once}"
         status, answer = self._http.call("PUT", path, json.dumps(body))
         if status == _NEWER:
-            self._refuse_moved(feed)
+            self._refuse_newer_reader(feed)
+            raise self._lost()
         if status not in (200, 201):
             self._fail(status, STATE_INDEX, answer)
         return state._replace(at=(answer["_seq_no"], answer["_primary_term"]))
 
-    def _refuse_moved(self, feed: Feed) -> NoReturn:
+    def _refuse_newer_reader(self, feed: Feed) -> None:
         now = self._read(feed.name)
-        if now is not None and (now.epoch, now.token) != (feed.epoch, feed.token):
+        if now is None:
+            raise self._lost()
+        if (now.epoch, now.token) != (feed.epoch, feed.token):
             raise StaleLeaseError(f"{self.place} is fed by another reader")
-        raise SinkLostError(f"{self.place} is not where it was left")
+
+    def _refuse_other_index(self) -> None:
+        if self._uuid() != self._at()[0].uuid:
+            raise self._lost()
+
+    def _lost(self) -> SinkLostError:
+        return SinkLostError(f"{self.place} is not where it was left")
 
     def _asked(self, verb: str, path: str, body: Any = None) -> Any:
         text = None if body is None else json.dumps(body)
@@ -253,11 +321,21 @@ class SearchIndex:
         return answer
 
     def _fail(self, status: int, what: str, answer: Any) -> NoReturn:
-        error = answer.get("error") if isinstance(answer, dict) else None
-        reason = error.get("type", "") if isinstance(error, dict) else str(error or "")[:100]
+        reason = _reason(answer)
         text = f"{self.place}: {what}: {reason or 'no reason given'} ({status})"
-        if status in _BUSY:
+        if status in _BUSY or reason in _NOT_NOW:
             raise SinkUnavailableError(text)
+        if reason == _GONE:
+            raise SinkLostError(text)
         if status in (401, 403):
             raise ConfigurationError(text, code="SINK_DENIED")
         raise SinkRefusedError(text)
+
+
+def _reason(answer: Any) -> str:
+    """The kind of error that an answer, or its first failure, tells of; empty where none."""
+    told = answer if isinstance(answer, dict) else {}
+    error = told.get("error")
+    if error is None and told.get("failures"):
+        error = told["failures"][0].get("cause")
+    return str(error.get("type", "")) if isinstance(error, dict) else str(error or "")[:100]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -36,9 +37,9 @@ def test_documents_that_are_put_off_are_written_the_next_time(
 ) -> None:
     engine, url = served
     sink = opened(url)
-    engine.busy = 1
+    engine.failing = [(429, "rejected_execution_exception")]
     batch = Batch([put(1), put(2)], "0001")
-    with pytest.raises(SinkUnavailableError, match="1 documents were put off"):
+    with pytest.raises(SinkUnavailableError, match=r"1 documents were put off \(rejected"):
         sink.apply(batch)
     assert engine.documents("found").keys() == {"2"}
     assert sink.look("s") == Fed(1, "")
@@ -80,7 +81,7 @@ def test_an_index_that_was_made_anew_was_never_fed(served: tuple[SearchEngine, s
 def test_a_state_that_was_put_back_is_found_out(served: tuple[SearchEngine, str]) -> None:
     engine, url = served
     sink = opened(url)
-    engine.indices[STATE_INDEX].documents["s"].seq_no += 1
+    engine.indices[STATE_INDEX].documents["found:s"].seq_no += 1
     with pytest.raises(SinkLostError):
         sink.apply(Batch([put(1)], "0001"))
 
@@ -110,6 +111,55 @@ def test_a_password_is_sent_and_not_shown(served: tuple[SearchEngine, str]) -> N
 def test_what_is_no_url_of_a_search_engine_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         SearchIndex(url, index="found")
+    assert refused.value.code == "SINK_URL"
+
+
+def test_what_becomes_of_a_document_is_for_the_right_person(
+    served: tuple[SearchEngine, str],
+) -> None:
+    engine, url = served
+    sink = opened(url)
+    batch = Batch([put(1)], "0001")
+    engine.failing = [(403, "security_exception")]  # the rights were taken away
+    with pytest.raises(ConfigurationError) as denied:
+        sink.apply(batch)
+    assert denied.value.code == "SINK_DENIED"
+    for verb in (put(1), Remove({"id": 1})):
+        engine.failing = [(404, "index_not_found_exception")]  # dropped, and may not be made anew
+        with pytest.raises(SinkLostError):
+            sink.apply(Batch([verb], "0001"))
+    engine.unseen = 1
+    with pytest.raises(SinkUnavailableError, match="not all of it can be seen"):
+        sink.apply(batch._replace(complete=True))
+    assert sink.look("s") == Fed(1, "")
+
+
+def test_a_key_that_is_no_id_is_refused_by_name_and_need_not_be_removed(
+    served: tuple[SearchEngine, str],
+) -> None:
+    engine, url = served
+    sink = opened(url)
+    for key, size in (("ü" * 257, 514), ("", 0)):
+        with pytest.raises(SinkRefusedError, match=f"an id has 1 to 512 bytes, this has {size}"):
+            sink.apply(Batch([Put({"id": key}, {"id": key})], "0001"))
+        sink.apply(Batch([Remove({"id": key})], "0002"))
+    sink.apply(Batch([Put({"id": "ü" * 256}, {"id": 1})], "0003"))
+    assert engine.documents("found").keys() == {"ü" * 256}
+    assert "POST /_bulk" in engine.asked
+
+
+def test_a_copy_is_one_index(served: tuple[SearchEngine, str]) -> None:
+    engine, url = served
+    sink = opened(url)
+    engine.aliases["found"] = ["found", "older"]
+    with pytest.raises(ConfigurationError, match="is 2 indices"):
+        sink.look("s")
+
+
+def test_certificates_that_cannot_be_read_are_a_setting(tmp_path: Path) -> None:
+    sink = SearchIndex("https://host", index="found", ca_file=str(tmp_path / "none.pem"))
+    with pytest.raises(ConfigurationError, match=r"none\.pem holds no certificates") as refused:
+        sink.look("s")
     assert refused.value.code == "SINK_URL"
 
 

@@ -41,6 +41,17 @@ def test_jars_are_fetched_once(asked: list[list[str]]) -> None:
     assert len(asked) == 1
 
 
+def test_what_is_not_a_jar_is_fetched_and_put_where_it_belongs(asked: list[list[str]]) -> None:
+    def arrange(work: Path) -> None:
+        assert maven.fetched("server-1.2") is None, "not before all is in its place"
+        (work / "lib").mkdir()
+        (work / "server-1.2.jar").rename(work / "lib" / "server-1.2.jar")
+
+    folder = maven.fetch("server-1.2", ["org.example:plugin:4:zip"], arrange=arrange)
+    assert (folder / "lib" / "server-1.2.jar").exists()
+    assert "<version>4</version><type>zip</type>" in (folder / "pom.xml").read_text()
+
+
 def test_a_fetch_that_fails_leaves_nothing_that_looks_done(asked: list[list[str]]) -> None:
     for _ in range(2):
         with pytest.raises(ServerFailedError, match=r"\[ERROR\] not found"):
