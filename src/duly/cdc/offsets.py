@@ -43,6 +43,10 @@ class SnapshotState(msgspec.Struct, frozen=True):
     done: bool = False
     run: str = ""
 
+    def again(self) -> SnapshotState:
+        """The same from the first row on."""
+        return msgspec.structs.replace(self, cursor="", done=False)
+
 
 class Trouble(msgspec.Struct, frozen=True):
     """Why a stream does not move. since: seconds since 1970; stopped: until a person decides."""
@@ -75,6 +79,17 @@ class State(msgspec.Struct, frozen=True):
     def anew(self) -> State:
         """A state to begin with, of a copy that is begun once more where there is one."""
         return State(epoch=self.epoch + bool(self.epoch))
+
+    def rewound(self) -> State:
+        """A state to go on with from another position. Nothing that a sink has holds any more: its
+        copy is begun once more, and what it got of a snapshot that is not done is read again, or it
+        would be swept at the snapshot's end.
+        """
+        anew = self.anew()
+        tables = self.tables
+        if anew.epoch:
+            tables = {name: one if one.done else one.again() for name, one in tables.items()}
+        return msgspec.structs.replace(self, tables=tables, epoch=anew.epoch, fed=anew.fed)
 
     def with_trouble(self, trouble: Trouble | None) -> State:
         """The same in or out of trouble."""

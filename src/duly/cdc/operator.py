@@ -246,8 +246,7 @@ def _rewound(offset: Offset, position: str) -> Offset:
     if len(position) != len(known) or not position.isalnum():
         text = f"{position!r:.80} does not look like {known}"
         raise OperatorError(text, code="CDC_POSITION")
-    state = structs.replace(offset.state.with_trouble(None), epoch=offset.state.anew().epoch)
-    return offset._replace(position=position, state=state)
+    return offset._replace(position=position, state=offset.state.with_trouble(None).rewound())
 
 
 def _forget(stream: str, offset: Offset) -> Steps[None]:

@@ -325,8 +325,7 @@ class _History:
 
     async def _rewind(self) -> None:
         place = self._chance.randint(self._kept_from, int(self._row.position))
-        state = structs.replace(self._row.state, epoch=self._row.state.anew().epoch)
-        self._row = self._row._replace(position=f"{place:08d}", state=state)
+        self._row = self._row._replace(position=f"{place:08d}", state=self._row.state.rewound())
         await self._kill()
 
     async def _ask(self) -> None:

@@ -150,7 +150,7 @@ def test_it_is_asked_for_so_often_that_a_writer_in_a_loop_leaves_a_gap(pair: Pai
     # SQLite's own handler asks some fifteen times in a second, then ten times in each.
     end = time.monotonic() + 5
     while pair.asked < 100 and time.monotonic() < end:
-        time.sleep(0.01)
+        time.sleep(0.01)  # until it has asked often enough
     asked = pair.asked
     pair.writer.execute("COMMIT")
     waiting.join(10)
