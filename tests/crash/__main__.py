@@ -18,6 +18,7 @@ from tests.crash import batch, batch_cell, gtx, planted, report
 from tests.crash.defer import defer_rows
 from tests.crash.nursery import ROOT
 from tests.crash.pairs import (
+    CAPTURES,
     CDC_PAIRS,
     FURTHER_PAIRS,
     PAIRS,
@@ -50,7 +51,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
 def rows(given: argparse.Namespace, place: Place) -> dict[str, Callable[[], Result]]:
     """Every row by its name."""
     found: dict[str, Callable[[], Result]] = {}
-    for pair in (*PAIRS, *FURTHER_PAIRS, *CDC_PAIRS):
+    for pair in (*PAIRS, *FURTHER_PAIRS, *CAPTURES):
         minutes = given.minutes or MINUTES.get(pair, FURTHER_MINUTES)
         kills = given.kills if pair in WHOLE else max(1, given.kills // FURTHER_PART)
         orders = orders_for(pair, kills, given.seed, minutes=minutes)

@@ -68,8 +68,8 @@ class Line:
 def check_cdc(stage: CdcStage, *, batch_max: int) -> Verdict:
     """Judge a run that has settled."""
     verdict = Verdict()
-    lines, events = _history(stage), _events(stage, verdict)
-    _acknowledged(stage, verdict, lines)
+    lines, events = history(stage), _events(stage, verdict)
+    acknowledged(stage, verdict, lines)
     told = [event for event in events if not event.is_read]
     _exactly_once(stage, verdict, lines, told)
     first: dict[Name, Event] = {}
@@ -88,7 +88,8 @@ def check_cdc(stage: CdcStage, *, batch_max: int) -> Verdict:
 
 
 # --- what was done, what arrived ------------------------------------------------------------------
-def _history(stage: CdcStage) -> list[Line]:
+def history(stage: CdcStage) -> list[Line]:
+    """The lines of the history in their order."""
     rows = stage.rows("SELECT seq, tbl, op, key, old, new, txn FROM cdc_history ORDER BY seq")
     lines = [Line(row[0], (row[1], row[2], row[3], row[4], row[5]), row[6]) for row in rows]
     emptied = count(1)  # each takes its name from its number
@@ -136,7 +137,8 @@ def _id_of(headers: dict[str, str], rule: str) -> str:
     return f"{digest[:8]}-{digest[8:12]}-8{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
 
 
-def _acknowledged(stage: CdcStage, verdict: Verdict, lines: list[Line]) -> None:
+def acknowledged(stage: CdcStage, verdict: Verdict, lines: list[Line]) -> None:
+    """Count what was attempted, what was acknowledged, and what was committed besides."""
     tried: dict[str, int] = {}
     acked: set[str] = set()
     for fact in stage.facts("acks-*"):

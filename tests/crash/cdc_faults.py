@@ -16,7 +16,8 @@ from contextlib import closing
 from functools import partial
 
 from tests.crash.cdc_loop import CARRIES, CdcLoop
-from tests.crash.cdc_stage import CDC_PAIRS, CDC_POSTGRES, CDC_SQLITE
+from tests.crash.cdc_sinks_loop import SinksLoop
+from tests.crash.cdc_stage import CAPTURES, CDC_POSTGRES, CDC_SQLITE
 from tests.crash.faults import (
     connections,
     database_killed,
@@ -34,6 +35,12 @@ from tests.crash.stage import now
 
 FREEZE_POINTS = ("cdc.read", "cdc.chunk_read", "cdc.stored_not_confirmed", "cdc.chunk_marked")
 FREEZE_TRIES = 5
+SINK_FREEZE_POINTS = (
+    "cdc.read",
+    "cdc.chunk_read",
+    "sink.applied_not_stored",
+    "cdc.stored_not_confirmed",
+)
 LOCKING_POINTS = ("cdc.written_not_committed",)  # the server ends its transaction after a while
 UNNOTICED = "lost: triggers were dropped, and nobody noticed"
 LOST = "CDC_TRIGGERS"
@@ -43,7 +50,7 @@ WAIT_SECONDS = 90.0
 def cdc_scenes(seed: int, place: Place) -> dict[str, Callable[[], Result]]:
     """Every row of this module by its name."""
     found: dict[str, Callable[[], Result]] = {}
-    for pair in CDC_PAIRS:
+    for pair in CAPTURES:
         found[f"crash {pair} frozen"] = partial(
             scene, pair, "frozen", frozen, place, seed=seed, lease=SHORT
         )
@@ -65,6 +72,8 @@ def frozen(loop: Loop) -> int:
     assert isinstance(loop, CdcLoop)
     carrier = loop.worker(roles=CARRIES)
     points = FREEZE_POINTS + (LOCKING_POINTS if loop.stage.dialect == "postgres" else ())
+    if isinstance(loop, SinksLoop):
+        points = SINK_FREEZE_POINTS + (() if loop.stage.tables else ("sink.written_not_committed",))
     for number, point in enumerate(points):
         victim = _frozen_at(loop, f"{point}@{3 + number}=stop")
         loop.note("fault", n=number, point="frozen", unsettled=[], role="worker", done={},

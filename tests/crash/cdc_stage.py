@@ -18,6 +18,7 @@ import json
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,17 @@ from tests.crash.stage import Stage, new_database, now
 
 CDC_PAIRS = ("cdc postgres", "cdc sqlite", "cdc mariadb")
 CDC_POSTGRES, CDC_SQLITE, CDC_MARIADB = CDC_PAIRS
+EFFECT_PAIRS = ("cdc effects postgres", "cdc effects sqlite", "cdc effects mariadb")
+SINK_PAIRS = (
+    "cdc sink sql postgres",
+    "cdc sink sql sqlite",
+    "cdc sink sql mariadb",
+    "cdc sink redis postgres",
+    "cdc sink redis sqlite",
+)
+CAPTURES = (*CDC_PAIRS, *EFFECT_PAIRS, *SINK_PAIRS)  # the last word of each is its source
 STREAM = "crash"
+EFFECTS = "effects"  # which rules an App has: those that write in the position's transaction
 INTENT = "crash.meaning"
 ITEMS = 120  # rows at the start; keys go up to twice as many
 SMALLS = 30
@@ -148,17 +159,19 @@ class CdcStage(Stage):
             time.sleep(0.05)
 
 
-def make_cdc_stage(pair: str, folder: Path, *, server: str = "") -> CdcStage:
+def make_cdc_stage(
+    pair: str, folder: Path, *, server: str = "", kind: Callable[..., CdcStage] = CdcStage
+) -> CdcStage:
     """A fresh stage; the broker is the embedded one. server: of the database, if it needs one."""
     path = folder / f"{pair.replace(' ', '-')}-{os.getpid()}-{int(now() * 1000)}"
     path.mkdir(parents=True)
     path = path.resolve()
     broker = f"embedded:///{path}/broker.db"
-    if pair == CDC_SQLITE:
-        stage = CdcStage(path, "sqlite", f"sqlite:///{path}/app.db", broker)
+    if pair.endswith("sqlite"):
+        stage = kind(path, "sqlite", f"sqlite:///{path}/app.db", broker)
     else:
         own = urlsplit(server)._replace(path=f"/{new_database(server)}").geturl()
-        dialect = "postgres" if pair == CDC_POSTGRES else "mysql"
-        stage = CdcStage(path, dialect, own, broker, admin=server)
+        dialect = "mysql" if pair.endswith("mariadb") else "postgres"
+        stage = kind(path, dialect, own, broker, admin=server)
     stage.prepare()
     return stage

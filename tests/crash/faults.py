@@ -25,11 +25,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.crash import aftercommit, report
-from tests.crash.cdc_stage import CDC_PAIRS, CDC_SQLITE, make_cdc_stage
+from tests.crash.cdc_stage import CAPTURES, make_cdc_stage
 from tests.crash.checker import Verdict
 from tests.crash.loop import Loop
 from tests.crash.orders import SHORT, Lease, Orders
-from tests.crash.pairs import BATCH_MAX, PAIRS, Place, keep_evidence, kind_of, run_pair
+from tests.crash.pairs import (
+    BATCH_MAX,
+    PAIRS,
+    Place,
+    has_one_writer,
+    keep_evidence,
+    kind_of,
+    run_pair,
+)
 from tests.crash.report import Result
 from tests.crash.stage import Stage, ask_rabbitmq, now, postgres_stage
 
@@ -90,8 +98,8 @@ def scene(
     judges."""
     kind = kind_of(pair)
     orders = Orders(
-        0, seed, slow_kills=0, lease=lease, writers=1 if pair in (SQLITE, CDC_SQLITE) else 2,
-        settle_seconds=settle_seconds, meddle=pair in CDC_PAIRS,
+        0, seed, slow_kills=0, lease=lease, writers=1 if has_one_writer(pair) else 2,
+        settle_seconds=settle_seconds, meddle=pair in CAPTURES,
     )  # fmt: skip
     name = f"crash {pair} {what}"
     with (servers or usual)(pair, place.folder) as stage:
@@ -139,7 +147,7 @@ def private_database(pair: str, folder: Path) -> Iterator[Stage]:
     from tools.services import start_private_postgres
 
     with start_private_postgres() as server:
-        if pair in CDC_PAIRS:
+        if pair in CAPTURES:
             stage: Stage = make_cdc_stage(pair, folder, server=server.url)
         else:
             stage = _servers(folder, "database", postgres=server.url)

@@ -42,6 +42,10 @@ ROLES = {
     "cdc_meddler": "tests.crash.cdc_meddler",
     "cdc_worker": "tests.crash.cdc_worker",
     "cdc_producer": "tests.crash.cdc_producer",
+    "cdc_sink_prepare": "tests.crash.cdc_prepare",
+    "cdc_sink_meddler": "tests.crash.cdc_sinks_meddler",
+    "cdc_sink_worker": "tests.crash.cdc_worker",
+    "cdc_sink_producer": "tests.crash.cdc_producer",
 }
 
 

@@ -65,6 +65,18 @@ CDC_AND_ON = (
     "drain.started",
     RANDOM,
 )
+SINK_POINTS = (
+    "cdc.claimed",
+    "cdc.read",
+    "sink.written_not_committed",
+    "sink.applied_not_stored",
+    "cdc.stored_not_confirmed",
+    "cdc.confirmed",
+    "cdc.chunk_marked",
+    "cdc.chunk_read",
+    "cdc.chunk_stored",
+)
+SINKS_AND_ON = (*SINK_POINTS, "drain.started", RANDOM)
 RARE = {
     "relay.failure_not_stored",
     "relay.failure_stored",

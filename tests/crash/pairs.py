@@ -13,18 +13,29 @@ from typing import Any, NamedTuple
 from tests.crash import report
 from tests.crash.cdc_checker import check_cdc
 from tests.crash.cdc_loop import CdcLoop
+from tests.crash.cdc_sinks_checker import check_sinks
+from tests.crash.cdc_sinks_loop import EffectsLoop, SinksLoop
+from tests.crash.cdc_sinks_stage import SinksStage, make_sinks_stage
 from tests.crash.cdc_stage import (
-    CDC_MARIADB,
+    CAPTURES,
     CDC_PAIRS,
-    CDC_POSTGRES,
-    CDC_SQLITE,
+    EFFECT_PAIRS,
+    SINK_PAIRS,
     CdcStage,
     make_cdc_stage,
 )
 from tests.crash.checker import Verdict, check
 from tests.crash.loop import Loop
 from tests.crash.nursery import ROOT
-from tests.crash.orders import CDC_AND_ON, PRODUCTION, RANDOM, Lease, Orders, Tally
+from tests.crash.orders import (
+    CDC_AND_ON,
+    PRODUCTION,
+    RANDOM,
+    SINKS_AND_ON,
+    Lease,
+    Orders,
+    Tally,
+)
 from tests.crash.report import Result
 from tests.crash.stage import (
     Stage,
@@ -112,16 +123,33 @@ class Kind(NamedTuple):
 
 def kind_of(pair: str) -> Kind:
     """Messages, or the capture of changes."""
-    return (
-        Kind(cdc_stage, CdcLoop, check_cdc) if pair in CDC_PAIRS else Kind(make_stage, Loop, check)
-    )
+    if pair in SINK_PAIRS:
+        return Kind(sinks_stage, SinksLoop, check_sinks)
+    if pair in CAPTURES:
+        return Kind(cdc_stage, EffectsLoop if pair in EFFECT_PAIRS else CdcLoop, check_cdc)
+    return Kind(make_stage, Loop, check)
 
 
 def cdc_stage(pair: str, folder: Path) -> CdcStage:
     """A fresh stage for a pair of change capture. Raises ServersMissingError."""
-    servers = {CDC_POSTGRES: "POSTGRES", CDC_MARIADB: "MARIADB"}
-    server = _server(servers[pair]) if pair in servers else ""
-    return make_cdc_stage(pair, folder, server=server)
+    return make_cdc_stage(pair, folder, server=_source_server(pair))
+
+
+def sinks_stage(pair: str, folder: Path) -> SinksStage:
+    """A fresh stage for sinks. Raises ServersMissingError."""
+    needed = ("redis",) if "redis" in pair else ("postgres",)
+    servers = {form: _server(form.upper()) for form in needed}
+    return make_sinks_stage(pair, folder, server=_source_server(pair), servers=servers)
+
+
+def _source_server(pair: str) -> str:
+    source = pair.split()[-1]
+    return "" if source == "sqlite" else _server(source.upper())
+
+
+def has_one_writer(pair: str) -> bool:
+    """Whether its database takes one writer at a time, and so gets fewer of them."""
+    return pair == PAIRS[0] or (pair in CAPTURES and pair.endswith("sqlite"))
 
 
 def run_pair(pair: str, orders: Orders, place: Place, *, name: str = "") -> Result:
@@ -192,9 +220,12 @@ def describe(tally: Tally, orders: Orders, verdict: Verdict) -> str:
 def orders_for(pair: str, kills: int, seed: int, *, minutes: float) -> Orders:
     """The usual orders of a pair's row; a database of one writer gets fewer of them."""
     slow = min(20, max(1, kills // 10))
-    few = pair in (PAIRS[0], CDC_SQLITE)
-    if pair in CDC_PAIRS:
-        return cdc_orders(kills, seed, slow_kills=slow, minutes=minutes, writers=1 if few else 2)
+    few = has_one_writer(pair)
+    if pair in CAPTURES:
+        points = SINKS_AND_ON if pair in SINK_PAIRS else CDC_AND_ON
+        return cdc_orders(
+            kills, seed, slow_kills=slow, minutes=minutes, writers=1 if few else 2, points=points
+        )
     return Orders(
         kills,
         seed,
@@ -213,6 +244,7 @@ def cdc_orders(kills: int, seed: int, **more: Any) -> Orders:
 
 __all__ = [
     "BATCH_MAX",
+    "CAPTURES",
     "CDC_PAIRS",
     "FURTHER_PAIRS",
     "PAIRS",

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from tests.crash import batch, gtx
 from tests.crash.cdc_faults import cdc_scenes
-from tests.crash.cdc_stage import CDC_PAIRS, CDC_SQLITE
+from tests.crash.cdc_stage import CAPTURES
 from tests.crash.defer import defer_rows
 from tests.crash.faults import UNFENCED, scenes
 from tests.crash.orders import SHORT, Orders
-from tests.crash.pairs import PAIRS, Place, run_pair
+from tests.crash.pairs import PAIRS, Place, has_one_writer, run_pair
 from tests.crash.report import Result
 
 SQLITE, POSTGRES = PAIRS
@@ -100,7 +100,7 @@ def every_scene(seed: int, place: Place) -> dict[str, Callable[[], Result]]:
 
 def orders(bug: Bug, seed: int) -> Orders:
     """Small, at the bug's own failpoints."""
-    few, captures = bug.pair in (SQLITE, CDC_SQLITE), bug.pair in CDC_PAIRS
+    few, captures = has_one_writer(bug.pair), bug.pair in CAPTURES
     return Orders(
         bug.kills, seed, slow_kills=0, workers=3 if captures else 2, minutes=MINUTES,
         points=bug.points, writers=1 if few else 2, lease=SHORT,

@@ -7,6 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -16,8 +19,11 @@ from uuid import UUID
 import pytest
 import sqlalchemy
 
+from duly.errors import SinkUnavailableError
 from duly.kernel import failpoints
 from duly.outbox.schema import Schema
+from duly.sink import Feed
+from duly.sinks import SqlUpsert
 from duly.testing.failpoints import ENVIRONMENT
 from tests.integration.sinks_worker import make_app
 
@@ -141,3 +147,33 @@ async def test_values_keys_and_emptied_tables_from_one_server_to_another(
         items.run("TRUNCATE items")
         await copied.until(everything, [])
     assert copied.run("SELECT epoch FROM duly_sink") == [(1,)]  # it never began anew
+
+
+def begun_beside(url: str, copied: Place, *statements: str) -> Future[None]:
+    """A reader that begins while another one is at it, which commits when this one waits for it."""
+    sink = SqlUpsert(url, table="copied")
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+    waiting += "AND wait_event_type = 'Lock'"
+    with ThreadPoolExecutor(1) as thread, closing(copied.engine.connect()) as other:
+        for statement in statements:
+            other.exec_driver_sql(statement)
+        opened = thread.submit(sink.open, Feed("second", 2, 1))
+        while not opened.done() and copied.run(waiting) == [(0,)]:
+            time.sleep(0.01)  # between two looks at what the server waits for
+        other.commit()
+        opened.exception(WAIT_SECONDS)
+        thread.submit(sink.close).result(WAIT_SECONDS)
+    return opened
+
+
+def test_who_begins_beside_another_one_is_not_refused(postgres_url: str) -> None:
+    copied = Place(postgres_url, "postgresql+psycopg")
+    copied.run("CREATE TABLE copied (id INT PRIMARY KEY, name TEXT, duly_mark BIGINT)")
+    made = "CREATE TABLE duly_sink (name VARCHAR(120) PRIMARY KEY, token BIGINT, epoch BIGINT, "
+    begun_beside(postgres_url, copied, f"{made} place VARCHAR(200))").result()
+    assert copied.run("SELECT name, epoch FROM duly_sink") == [("second", 1)]
+    copied.run("DELETE FROM duly_sink")
+    again = begun_beside(postgres_url, copied, "INSERT INTO duly_sink VALUES ('second', 1, 1, '')")
+    assert isinstance(again.exception(), SinkUnavailableError)  # tried again, it finds that row
+    begun_beside(postgres_url, copied, "SELECT 1").result()
+    assert copied.run("SELECT name, token FROM duly_sink") == [("second", 2)]

@@ -2,9 +2,10 @@
 
 Owns the projection of items to operations, the decision at the start of a reading whether the copy
 in the sink is the one that this stream made, and the one thread in which the sink is asked.  The
-invariants: a place that the sink says it has is not applied again; a sink that has less than it was
-given, or nothing, is filled anew under a later epoch; one that was fed by a stream that is further
-than this one is left alone.  Storing the stream's own position, behind the sink, is the follower's.
+invariants: a place that the sink says it has is not applied again, and never goes back; a sink that
+has less than it was given, or nothing, is filled anew under a later epoch; one that was fed by a
+stream that is further than this one is left alone.  Storing the stream's own position, behind the
+sink, is the follower's.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Feeding:
         Raises GapError (SINK_AHEAD), SinkUnavailableError, ConfigurationError.
         """
         fed = await self._ask(lambda: self._sink.look(self._rules.name))
-        state, self._had = offset.state, ""
+        state = offset.state
         if state.fed == 0:  # it begins, and rules over whatever was fed before
             return structs.replace(state, epoch=max(state.epoch, fed.epoch + 1))
         if fed.epoch > state.epoch:
@@ -61,8 +62,6 @@ class Feeding:
         behind = fed.epoch == state.epoch and fed.place and fed.place < offset.position
         if fed.epoch < state.fed or behind:
             return self._anew(state)
-        if fed.epoch == state.epoch:
-            self._had = fed.place
         return state
 
     def _anew(self, state: State) -> State:
@@ -71,21 +70,49 @@ class Feeding:
         tables = {**state.tables, **{name: SnapshotState() for name in self._rules.initial()}}
         return structs.replace(state, tables=tables, epoch=state.epoch + 1)
 
+    @property
+    def had(self) -> str:
+        """What the sink had when it was told who feeds it; nothing of a copy that begins anew."""
+        return self._had
+
     async def open(self, offset: Offset) -> State:
-        """Be the one that feeds the sink; returns the state that says so.
+        """Be the one that feeds the sink, for now with the copy that is there if there is one;
+        returns the state that says so.
 
         Raises StaleLeaseError, SinkUnavailableError, ConfigurationError.
         """
-        feed = Feed(self._rules.name, offset.token, offset.state.epoch)
+        state = offset.state
+        fed = await self._ask(lambda: self._sink.look(self._rules.name))
+        is_there = state.fed and fed.epoch == state.fed
+        return await self._tell(offset, state.fed if is_there else state.epoch)
+
+    async def renew(self, offset: Offset) -> State:
+        """Begin the copy that is due: only where the stream has stored that it is as far as the
+        sink, which knows from then on of no place. Raises as ``open``.
+        """
+        return await self._tell(offset, offset.state.epoch)
+
+    async def _tell(self, offset: Offset, epoch: int) -> State:
+        feed = Feed(self._rules.name, offset.token, epoch)
         await self._ask(lambda: self._sink.open(feed))
-        return structs.replace(offset.state, fed=feed.epoch)
+        fed = await self._ask(lambda: self._sink.look(feed.name))  # an older reader is out by now
+        self._had = fed.place if fed.epoch == epoch else ""
+        return structs.replace(offset.state, fed=epoch)
 
     # --- putting ----------------------------------------------------------------------------------
     async def apply(self, items: Sequence[Item]) -> Evaluated:
         """Put items into the sink, all at once; where it refuses that, one by one up to the one
-        that it does not take. Raises SinkLostError, StaleLeaseError, GapError.
+        that it does not take. Of those that it has, and others behind them, only the former are
+        done. Raises SinkLostError, StaleLeaseError, GapError.
         """
-        return await self._ask(lambda: self._apply(items))
+        known = next((n for n, item in enumerate(items) if not self.knows(item)), len(items))
+        return await self._ask(lambda: self._apply(items[:known] or items))
+
+    def knows(self, item: Item) -> bool:
+        """Whether the sink has it. A chunk is read after all that was applied; what it says is
+        never of the past.
+        """
+        return not isinstance(item, SnapshotChunk) and position_of(item) <= self._had
 
     async def pass_by(self, position: str) -> None:
         """Tell the sink of a place that is left out."""
@@ -121,14 +148,13 @@ class Feeding:
         given = self._operations(items)
         if sum(map(weight_of, items)) < self._lazy:
             given = iter(list(given))  # nothing is begun where a projection raises
-        self._sink.apply(Batch(given, position_of(items[-1]), complete))
+        # Killed again on the way to what it has, a sink would not know of the rest any more.
+        place = max(position_of(items[-1]), self._had)
+        self._sink.apply(Batch(given, place, complete))
 
     def _operations(self, items: Sequence[Item]) -> Iterator[Operation]:
         for item in items:
-            # A chunk is read after all that was applied; what it says is never of the past.
-            if isinstance(item, str) or (
-                isinstance(item, Transaction) and item.commit <= self._had
-            ):
+            if isinstance(item, str) or self.knows(item):
                 continue
             changes = item.changes if isinstance(item, Transaction) else item.rows
             seen = seen_by(self._rule, changes, self._naming)

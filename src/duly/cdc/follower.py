@@ -125,6 +125,7 @@ class Follower:
         if self._feeding is not None:
             await self._store_state(await self._feeding.begun(self._offset))
             await self._store_state(await self._feeding.open(self._offset))
+            await self._renew_copy(self._feeding)
         stream = await self._source.open(
             list(self._tables.values()), position=self._offset.position, token=offset.token
         )
@@ -305,6 +306,11 @@ class Follower:
         self, stream: ChangeStream, items: Sequence[Item], feeding: Feeding, *, began: float
     ) -> Evaluated:
         """The sink first, then the position: what is applied twice is found out there."""
+        state = self._offset.state
+        if state.epoch != state.fed and not feeding.knows(items[0]):
+            here = max(self._offset.position, feeding.had)  # all that it has was passed by
+            await self._store((), position=here, state=state)
+            await self._renew_copy(feeding)
         done = await feeding.apply(items)
         if done.items:
             state = self._state_after(done.items)
@@ -312,6 +318,14 @@ class Follower:
             self._told(done.items, 0, began)
             await self._confirm(stream, done.items)
         return done
+
+    async def _renew_copy(self, feeding: Feeding) -> None:
+        """Begin the copy anew if that is due, and the stream is as far as the sink: what that has
+        and nobody knows of any more would be applied again.
+        """
+        position, state = self._offset.position, self._offset.state
+        if state.epoch != state.fed and position >= feeding.had:
+            await self._store_state(await feeding.renew(self._offset))
 
     def _leave_unstored(self, position: str, began: float) -> None:
         if not self._unstored.position:
@@ -439,8 +453,8 @@ class Follower:
                 here = self._unstored.position or self._offset.position
                 await self._store_with(_nothing, position=here, state=state, note=request.name)
                 self._served.add(request.mark)
-                if self._feeding is not None and state.epoch != state.fed:
-                    await self._store_state(await self._feeding.open(self._offset))
+                if self._feeding is not None:
+                    await self._renew_copy(self._feeding)
             elif request.verb == "skip" and self._offset.state.trouble is None:
                 # It went well before anybody skipped it: that must not be skipped another time.
                 await self._connection.ask(Statement("meta.drop", {"name": request.name}))

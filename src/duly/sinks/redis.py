@@ -3,7 +3,8 @@
 Every write is one script on the server, which first compares token, epoch and place with those of
 this sink's key ``<prefix>duly`` and moves the place with the data: what an older reader sends
 changes nothing, what was applied is not applied again, so nothing late can bring back a removed
-entry; and a server that came back empty, or with an older state, is found out.  A second key, a
+entry; and a server that came back empty, or with an older state, is found out.  Only what is too
+much for one script goes in parts, the last of them with the place.  A second key, a
 sorted set, names the entries by the epoch they are of, so that an emptied table and rows that
 vanished unseen can be followed without looking through the server's other keys.
 """
@@ -32,8 +33,8 @@ from duly.wire.urls import redact
 __all__ = ["RedisCache"]
 
 CALL_SECONDS = 5.0
-PIECE_ROWS = 500
-PIECE_BYTES = 512 * 1024
+PIECE_ROWS = 1000
+PIECE_BYTES = 2 * 1024 * 1024
 SWEPT = 1000
 _STALE, _LOST = -1, -2
 # KEYS: state, index. ARGV: token, epoch, place as it is known. Gives nothing where all is well.
@@ -72,6 +73,11 @@ while at <= #ARGV do
     redis.call('ZREM', KEYS[2], id)
   elseif what == 'I' then
     redis.call('UNLINK', name)
+  elseif what == 'C' then
+    for _, one in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+      redis.call('UNLINK', ARGV[6] .. one)
+    end
+    redis.call('DEL', KEYS[2])
   else
     if what == 'J' then
       redis.call('SET', name, take())
@@ -162,18 +168,21 @@ class RedisCache:
 
     def apply(self, batch: Batch) -> None:
         """As ``Sink``: exactly once, as far as the server keeps what it was given."""
+        last: Sequence[Operation] = ()
         with self._errors():
             for piece in pieces(batch.operations, count=PIECE_ROWS, size_bytes=PIECE_BYTES):
-                operations = fold(piece)
-                if operations and isinstance(operations[0], Clear):
-                    self._clear()
-                    operations = operations[1:]
-                self._apply(operations, self._place)
+                if last:
+                    self._apply(last, self._place)
+                last = fold(piece)
+                if last and isinstance(last[0], Clear):
+                    self._make_room()
             if batch.complete and self.snapshots:
                 assert self._feed is not None, "open comes first"
+                self._apply(last, self._place)
                 self._sweep(f"({self._feed.epoch}")
+                last = ()
             failpoints.hit(failpoints.SINK_WRITTEN)
-            self._apply((), batch.place)
+            self._apply(last, batch.place)
         self._place = batch.place
         failpoints.hit(failpoints.SINK_APPLIED)
 
@@ -191,7 +200,7 @@ class RedisCache:
     def _entry(self, operation: Operation) -> Iterable[Any]:
         """What the script is told of one entry: what to do, its id, the parts of it."""
         if isinstance(operation, Clear):
-            raise TypeError("a clearing is no entry")
+            return ("C", "") if self.snapshots else ()
         id_ = key_text(operation.key)
         if not self.snapshots:
             return "I", id_
@@ -208,12 +217,14 @@ class RedisCache:
         what = "H" if operation.whole else "U"
         return what, id_, len(flat) // 2, *flat, len(nulls), *nulls
 
-    def _clear(self) -> None:
+    def _make_room(self) -> None:
+        """Before a clearing: what is too much for one script, or not in its index."""
+        client = self._connected()
         if self.snapshots:
-            self._sweep("+inf")
+            if client.zcard(self._keys[1]) > SWEPT:
+                self._sweep("+inf")
             return
         ours = {key.encode() for key in self._keys}
-        client = self._connected()
         pattern = "".join(f"\\{c}" if c in "*?[]\\^" else c for c in self._prefix) + "*"
         cursor = -1
         while cursor:

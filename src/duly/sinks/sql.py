@@ -87,13 +87,12 @@ class SqlUpsert:
 
     def open(self, feed: Feed) -> None:
         """As ``Sink``."""
-        with self._transaction() as connection:
-            connection.exec_driver_sql(_TABLE)
+        self._make()
         with self._transaction() as connection:
             self._copy = self._copy_of(connection)
             row = _run(connection, Call(_LOOK, [feed.name])).fetchone()
             if row is None:
-                _run(connection, Call(_ADD, [feed.name, feed.token, feed.epoch]))
+                self._add(connection, feed)
                 place = ""
             else:
                 token, epoch, place = row
@@ -129,6 +128,26 @@ class SqlUpsert:
             self._engine = None
 
     # --- details ----------------------------------------------------------------------------------
+    def _make(self) -> None:
+        from sqlalchemy import inspect
+
+        try:
+            with self._transaction() as connection:
+                connection.exec_driver_sql(_TABLE)
+        except SinkRefusedError:  # PostgreSQL says so where another stream makes it at this moment
+            with self._transaction() as connection:
+                if not inspect(connection).has_table("duly_sink"):
+                    raise
+
+    def _add(self, connection: Any, feed: Feed) -> None:
+        from sqlalchemy.exc import IntegrityError
+
+        try:
+            _run(connection, Call(_ADD, [feed.name, feed.token, feed.epoch]))
+        except IntegrityError as error:  # it is no row of the user's that does not fit
+            text = f"{self.place}: another reader began at this moment"
+            raise SinkUnavailableError(text) from error
+
     def _refuse(self, connection: Any, feed: Feed) -> NoReturn:
         row = _run(connection, Call(_LOOK, [feed.name])).fetchone()
         if row is not None and (row[1], row[0]) != (feed.epoch, feed.token):

@@ -24,7 +24,7 @@ import pytest
 from msgspec import structs
 
 from duly.cdc.feeding import Feeding
-from duly.cdc.intake import Item
+from duly.cdc.intake import Item, position_of
 from duly.cdc.offsets import Offset, SnapshotState, State
 from duly.cdc.registry import StreamRules
 from duly.errors import GapError, SinkRefusedError, SinkUnavailableError, StaleLeaseError
@@ -276,7 +276,14 @@ class _History:
             self._row = self._row._replace(token=self._row.token + 1)
             self._row = self._row._replace(state=await feeding.begun(self._row))
             self._row = self._row._replace(state=await feeding.open(self._row))
+            await self._renew(feeding)
         return self._feeding
+
+    async def _renew(self, feeding: Feeding) -> None:
+        """A copy that is due is begun once the stream is as far as the sink."""
+        state = self._row.state
+        if state.epoch != state.fed and self._row.position >= feeding.had:
+            self._row = self._row._replace(state=await feeding.renew(self._row))
 
     def _caught_up(self) -> bool:
         return int(self._row.position) == len(self._log)
@@ -286,22 +293,26 @@ class _History:
 
     async def _feed(self) -> None:
         feeding = await self._opened()
-        behind = self._log[int(self._row.position) :][: self._chance.randint(1, 4)]
-        items: list[Item] = list(behind)
-        state = self._row.state
+        items: list[Item] = list(self._log[int(self._row.position) :][: self._chance.randint(1, 4)])
         if not items and not self._done():
             chunk = self._chunk()
             items = [chunk]
-            state = state.with_table(TABLE, SnapshotState(chunk.cursor, chunk.done))
         if items:
+            if not feeding.knows(items[0]):
+                self._row = self._row._replace(position=max(self._row.position, feeding.had))
+                await self._renew(feeding)
             done = await feeding.apply(items)
             assert done.failed is None, done.failed
             if self._chance.random() < 0.2:
                 await self._kill()  # applied, and not stored
                 return
-            last = items[-1]
-            place = last.position if isinstance(last, SnapshotChunk) else behind[-1].commit
-            self._row = self._row._replace(position=place, state=state)
+            self._stored(done.items[-1])
+
+    def _stored(self, last: Item) -> None:
+        state = self._row.state
+        if isinstance(last, SnapshotChunk):
+            state = state.with_table(TABLE, SnapshotState(last.cursor, last.done))
+        self._row = self._row._replace(position=position_of(last), state=state)
 
     def _chunk(self) -> SnapshotChunk:
         cursor = self._row.state.tables[TABLE].cursor
@@ -333,7 +344,7 @@ class _History:
         feeding = await self._opened()
         state = self._row.state.with_table(TABLE, SnapshotState())
         self._row = self._row._replace(state=structs.replace(state, epoch=state.anew().epoch))
-        self._row = self._row._replace(state=await feeding.open(self._row))
+        await self._renew(feeding)
 
     async def _lose(self) -> None:
         """History is lost, and the stream begins anew at the present."""

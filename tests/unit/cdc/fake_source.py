@@ -115,6 +115,7 @@ class FakeStream:
     def __init__(self, source: FakeSource, position: int, token: int) -> None:
         self._source, self._at, self._token = source, position, token
         self._chunks: list[SnapshotChunk] = []
+        self._read_at = 0  # where a chunk lies: behind all that it can contain
         self.closed = False
 
     async def items(self) -> AsyncIterator[Transaction | SnapshotChunk | str]:
@@ -122,7 +123,7 @@ class FakeStream:
             self._source._check()
             if self._token != self._source.token:
                 raise StaleLeaseError("another reader")
-            if self._chunks:
+            if self._chunks and self._at >= self._read_at:
                 chunk = self._chunks.pop(0)
                 yield replace(chunk, position=place(self._at))
             elif self._at < len(self._source.log):
@@ -133,7 +134,7 @@ class FakeStream:
 
     async def snapshot(self, table: TableSpec, *, cursor: str = "") -> None:
         rows = self._source.rows.get(table.name, [])
-        start = int(cursor or 0)
+        start, self._read_at = int(cursor or 0), len(self._source.log)
         ends = [*range(start + CHUNK, len(rows), CHUNK), len(rows)]
         for end in ends:
             changes = [

@@ -43,6 +43,7 @@ class MemorySink:
         self.errors: list[Exception] = []
         self.refused: int | None = None
         self.closed = 0
+        self.seen: set[int] = set()  # every id that ever was there
 
     def look(self, name: str) -> Fed:
         return self.fed
@@ -64,6 +65,7 @@ class MemorySink:
                 self.rows[one.key["id"]] = one.row
             else:
                 self.rows.pop(one.key["id"], None)
+            self.seen |= self.rows.keys()
         self.batches.append((batch.place, len(operations)))
         self.fed = Fed(self.fed.epoch, batch.place)
 
@@ -126,6 +128,59 @@ async def test_what_a_sink_has_is_not_applied_again(world: World) -> None:
     async with world.running():
         await until(lambda: sink.fed.place == third.commit)
     assert sink.rows == rows(1, 4)
+
+
+async def test_killed_again_while_it_catches_up_nothing_is_applied_again(world: World) -> None:
+    sink = feed(world)
+    async with world.running():
+        await until(lambda: sink.feeds)
+        first = world.source.commit(order(1))
+        await until(lambda: sink.fed.place == first.commit)
+    second, third = world.source.commit(order(2)), world.source.commit(order(3))
+    sink.fed = Fed(1, third.commit)  # both were applied, and killed before that was stored
+    sink.batches.clear()
+    async with world.running(batch=1):  # reads one after the other what the sink has
+        await until(lambda: world.offset().position == third.commit)
+    assert {place for place, _ in sink.batches} == {third.commit}, second.commit
+    assert sink.rows == rows(1)
+
+
+async def test_what_an_older_reader_applied_before_it_was_put_out_is_known(world: World) -> None:
+    sink = feed(world)
+    async with world.running():
+        await until(lambda: sink.feeds)
+        first = world.source.commit(order(1))
+        await until(lambda: sink.fed.place == first.commit)
+    second = world.source.commit(order(2))
+
+    def late(feed: Feed, opened: Any = sink.open) -> None:
+        sink.fed = Fed(1, second.commit)  # it was at it when we looked
+        opened(feed)
+
+    sink.open = late  # type: ignore[method-assign]
+    third = world.source.commit(order(3))
+    async with world.running():
+        await until(lambda: sink.fed.place == third.commit)
+    assert sink.rows == rows(1, 3)
+
+
+@pytest.mark.parametrize("quiet", [False, True], ids=["with more to come", "with nothing to come"])
+async def test_a_copy_begins_anew_behind_what_the_sink_has(world: World, quiet: bool) -> None:
+    sink = feed(world)
+    world.source.rows["orders"] = [{"id": 1, "status": "placed"}]
+    async with world.running():
+        await until(lambda: sink.rows == rows(1))
+    world.source.commit(order(2))
+    last = world.source.commit(deleted("orders", {"id": 2}))
+    sink.fed = Fed(1, last.commit)  # both were applied, and killed before that was stored
+    world.app.streams().snapshot("orders", by=BY)
+    if not quiet:
+        world.source.commit(order(3))
+    async with world.running():
+        await until(lambda: sink.fed.epoch == 2)
+        await until(lambda: world.offset().state.tables["orders"].done)
+    assert sink.seen == ({1} if quiet else {1, 3})  # 2 did not come back for a moment
+    assert [one.epoch for one in sink.feeds] == [1, 1, 2]
 
 
 async def test_a_sink_that_was_emptied_is_filled_anew(world: World) -> None:
