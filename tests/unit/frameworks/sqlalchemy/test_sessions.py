@@ -115,7 +115,7 @@ def test_messages_are_the_last_statement_and_only_one(shop: Shop) -> None:
                 shop.app.publish(s, lambda n=n: placed(n), key="k")
             s.add(Order(id=1))
             s.commit()
-    assert seen == ["BEGIN IMMEDIATE", "INSERT INTO orders", "INSERT INTO duly_outbox"]
+    assert seen == ["INSERT INTO orders", "INSERT INTO duly_outbox"]
     assert shop.stored() == list(range(101))
 
 
@@ -127,7 +127,7 @@ def test_without_messages_there_is_no_statement(shop: Shop) -> None:
             s.add(Order(id=1))
             s.commit()
             s.commit()  # an empty one
-    assert seen == ["BEGIN IMMEDIATE", "INSERT INTO orders"]
+    assert seen == ["INSERT INTO orders"]
 
 
 # --- rolled back ----------------------------------------------------------------------------------
