@@ -9,7 +9,6 @@ write lock is being *asked for*, never while it is held.
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 import threading
 import time
@@ -91,6 +90,8 @@ def begin(db: sqlite3.Connection, busy_seconds: float) -> None:
 
 async def begin_async(db: Any, busy_seconds: float) -> None:
     """The same on a connection of aiosqlite."""
+    import asyncio  # only where it runs already: `import duly` stays light
+
     await db.execute("PRAGMA busy_timeout = 0")
     try:
         end = time.monotonic() + busy_seconds
