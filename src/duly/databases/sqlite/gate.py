@@ -2,9 +2,9 @@
 
 SQLite's busy handler sleeps up to a tenth of a second and tries again, so whoever commits in a loop
 can starve the others for seconds. Threads of one process therefore queue here first, first come
-first served; only the head of the queue asks SQLite, and it asks every millisecond: between two
-transactions of another process the file is free for less than that. The gate is held while the
-write lock is being *asked for*, never while it is held.
+first served; only the head of the queue asks SQLite, and it asks several times in a millisecond at
+first: between two transactions of another process the file is free for less than one. The gate is
+held while the write lock is being *asked for*, never while it is held.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any, Final
 
 __all__ = ["Gate", "Turn", "begin", "begin_async", "gate_of", "is_busy"]
 
-_AGAIN_SECONDS: Final = 0.001
+_AGAIN_SECONDS: Final = (0.0003, 0.002)  # at first, and after a tenth of a second
+_SLOWER: Final = 1.02
 _BEGIN: Final = "BEGIN IMMEDIATE"
 
 _gates: dict[str, Gate] = {}
@@ -75,7 +76,7 @@ def begin(db: sqlite3.Connection, busy_seconds: float) -> None:
     """
     db.execute("PRAGMA busy_timeout = 0")
     try:
-        end = time.monotonic() + busy_seconds
+        end, (pause, longest) = time.monotonic() + busy_seconds, _AGAIN_SECONDS
         while True:
             try:
                 db.execute(_BEGIN)
@@ -83,7 +84,8 @@ def begin(db: sqlite3.Connection, busy_seconds: float) -> None:
             except sqlite3.OperationalError as error:
                 if not is_busy(error) or time.monotonic() >= end:
                     raise
-            time.sleep(_AGAIN_SECONDS)
+            time.sleep(pause)
+            pause = min(pause * _SLOWER, longest)
     finally:
         db.execute(_patience(busy_seconds))
 
@@ -94,7 +96,7 @@ async def begin_async(db: Any, busy_seconds: float) -> None:
 
     await db.execute("PRAGMA busy_timeout = 0")
     try:
-        end = time.monotonic() + busy_seconds
+        end, (pause, longest) = time.monotonic() + busy_seconds, _AGAIN_SECONDS
         while True:
             try:
                 await db.execute(_BEGIN)
@@ -102,7 +104,8 @@ async def begin_async(db: Any, busy_seconds: float) -> None:
             except sqlite3.OperationalError as error:
                 if not is_busy(error) or time.monotonic() >= end:
                     raise
-            await asyncio.sleep(_AGAIN_SECONDS)
+            await asyncio.sleep(pause)
+            pause = min(pause * _SLOWER, longest)
     finally:
         await db.execute(_patience(busy_seconds))
 
