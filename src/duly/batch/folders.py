@@ -29,10 +29,12 @@ class Folders:
         """Where the folder of an attempt is."""
         return self.root / instance / name
 
-    def make(self, folder: Path) -> None:
-        """Make an attempt's folder. Raises RetryableError (BATCH_SPOOL) where that cannot be."""
+    def make(self, folder: Path, *, shared: bool = False) -> None:
+        """Make an attempt's folder, on the disk when this returns. shared: another thread of this
+        process may be making it, too. Raises RetryableError (BATCH_SPOOL) where that cannot be.
+        """
         try:
-            folder.mkdir(mode=0o700, parents=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=shared)
             for parent in (folder.parent, self.root, self.root.parent):
                 _sync(parent)  # a checkpoint that names it must not outlive it
         except OSError as error:

@@ -172,7 +172,7 @@ class Sharing:
     def _begun(self, known: Stored | None, number: int, own: Path) -> Part:
         """The partition as far as it can be had here, in files of this folder."""
         if not own.is_dir():
-            self._partitions.folders.make(own)
+            self._partitions.folders.make(own, shared=True)  # for another partition
         found = None if known is None else self._brought(known, number, own)
         return found or self._plan.parts[number].rebuilt(())
 

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from duly import App
+from duly.batch.folders import Folders
 from duly.batch.formats.json_file import JsonArray
 from duly.batch.manifest import read_manifest
 from duly.batch.process import Process
@@ -179,3 +182,22 @@ async def test_a_plan_made_anew_takes_nothing_of_the_one_before(
     await readers.extract()
     assert len(world.began) == PARTS
     assert await sealed(readers) == await whole(world, tmp_path)
+
+
+async def test_partitions_that_begin_at_once_share_their_folder(
+    world: World, app: App, monkeypatch: pytest.MonkeyPatch
+):
+    """Both have seen that it is not there before either of them makes it."""
+    readers = Readers(app, in_partitions(world))
+    await readers.plan()
+    at_once, calls, make = threading.Barrier(2), count(), Folders.make
+
+    def together(self: Folders, folder: Path, **options: Any) -> None:
+        if next(calls) < 2:
+            at_once.wait(20)
+        make(self, folder, **options)
+
+    monkeypatch.setattr(Folders, "make", together)
+    name = await readers.help()
+    assert len(world.began) == PARTS
+    assert readers.folder(name).is_dir()
