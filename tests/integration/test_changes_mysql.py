@@ -295,6 +295,33 @@ async def test_rotation_ddl_and_compressed_events_in_mid_stream(source: Source) 
     assert (type(error), error.code) == (GapError, "CDC_TABLE_LOST")
 
 
+async def test_the_log_is_rotated_inside_of_transactions(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is open lies whole in the file of its commit; a prepared one lies in an earlier."""
+    monkeypatch.setattr(changes, "_XA_SECONDS", 0.0)
+    beside = rows_of(mariadb(source.url))
+    async with source.open() as stream:
+        beside("START TRANSACTION")
+        beside("INSERT INTO thing VALUES (1, 'n', 1)")
+        source.run("FLUSH BINARY LOGS")
+        source.insert(2)
+        beside("INSERT INTO thing VALUES (3, 'n', 3)")
+        xa(source, "over", 4)
+        source.run("FLUSH BINARY LOGS")
+        beside("COMMIT")
+        source.run("FLUSH BINARY LOGS")
+        first = await transactions(stream, 2)
+    assert keys(first) == [[2], [1, 3]]
+    assert len({one.commit[:6] for one in first}) == 2
+    for place in first:
+        async with source.open(position=place.commit) as stream:
+            if place is first[0]:
+                decide(source, "COMMIT", "over")
+            rest = await transactions(stream, 2 if place is first[0] else 1)
+        assert keys(rest) == ([[1, 3], [4]] if place is first[0] else [[4]])
+
+
 # --- the log, and who reads it --------------------------------------------------------------------
 async def test_a_server_that_was_killed_goes_on_where_it_was(source: Source) -> None:
     async with source.open() as stream:

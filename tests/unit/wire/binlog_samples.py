@@ -12,6 +12,11 @@ from typing import Any
 from zlib import crc32
 
 FILE = Path(__file__).parents[2] / "fixtures" / "binlog_mariadb.txt"
+OLD_MOMENTS = {  # of the part "moments", whose table is older than these types
+    f"{name}{digits}": f"{kind}({digits})"
+    for name, kind in (("d", "datetime"), ("i", "time"), ("s", "timestamp"))
+    for digits in (0, 1, 3, 6)
+}
 
 
 def lines(part: str) -> list[str]:

@@ -17,13 +17,15 @@ from duly.wire.binlog import Decoder
 from duly.wire.binlog_rows import RowChange, RowReader, Rows
 from duly.wire.binlog_table import Column, Kind, Table
 from duly.wire.binlog_values import date_of, datetime_of, time_of, timestamp_of
-from tests.unit.wire.binlog_samples import document, events, packed, selected, sized
+from tests.unit.wire.binlog_samples import (
+    OLD_MOMENTS,
+    document,
+    events,
+    packed,
+    selected,
+    sized,
+)
 
-OLD_MOMENTS = {
-    f"{name}{digits}": f"{kind}({digits})"
-    for name, kind in (("d", "datetime"), ("i", "time"), ("s", "timestamp"))
-    for digits in (0, 1, 3, 6)
-}
 DECLARED = {"u": "uuid", "i6": "inet6", "i4": "inet4"}
 
 
