@@ -19,7 +19,7 @@ from duly.admin.demo.data import load
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 90.0
-FLIGHTS = 300
+FLIGHTS = 2_000
 KILLED_AT = 60
 COUNTED = "SELECT sum(departed + cancelled) FROM board"
 
