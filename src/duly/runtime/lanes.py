@@ -122,7 +122,7 @@ class LaneReader:
             self._changed.set()
 
     def lanes_moved(self) -> None:
-        """Other lanes are to be read: the holds of new ones are learned before that."""
+        """Which lanes are to be read may have changed."""
         self._changed.set()
 
     def lanes_lost(self) -> None:

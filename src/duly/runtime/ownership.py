@@ -75,17 +75,15 @@ class LaneOwnership:
         self._members = ()
         return lost
 
-    async def rebalance(self, beat: Beat) -> frozenset[int]:
-        """After a beat: mark surplus lanes as leaving, take free ones; returns the lanes that were
-        taken.
-        """
+    async def rebalance(self, beat: Beat) -> None:
+        """After a beat: mark surplus lanes as leaving, take free ones."""
         members = tuple(sorted(beat.members.get(self.scope, ())))
         self._beats += 1
         if members == self._members and self._beats % CHECK_EVERY_BEATS:
-            return frozenset()
+            return
         holder = self._keeper.holder
         if not holder or holder not in members:
-            return frozenset()
+            return
         self._members = ()  # looked at again unless all goes well
         if not self._seeded:
             await self._connection.ask(
@@ -100,7 +98,6 @@ class LaneOwnership:
         taken = await self._take(holder, steps.take)
         settled = len(taken) == len(steps.take) and not steps.release
         self._members = members if settled else ()
-        return taken
 
     def let_go(self, lanes: Collection[int]) -> Statement:
         """Stop holding lanes of which nothing is under way; returns what ``release`` wants."""

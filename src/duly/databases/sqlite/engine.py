@@ -94,8 +94,8 @@ def sqlite_engine(
 
 
 def _begin(pooled: Any, busy_seconds: float) -> None:
-    """Raises SQLAlchemy's error where another one writes for longer than that."""
-    from sqlalchemy.exc import OperationalError
+    """Raises the driver's errors as SQLAlchemy's, as it would where it says BEGIN itself."""
+    from sqlalchemy import exc
 
     driver, adapted = pooled.driver_connection, pooled.dbapi_connection
     try:
@@ -103,8 +103,9 @@ def _begin(pooled: Any, busy_seconds: float) -> None:
             begin(driver, busy_seconds)
         else:
             adapted.run_async(lambda db: begin_async(db, busy_seconds))
-    except sqlite3.OperationalError as error:
-        raise OperationalError("BEGIN IMMEDIATE", None, error) from error
+    except sqlite3.Error as error:
+        kind = getattr(exc, type(error).__name__, exc.DatabaseError)
+        raise kind("BEGIN IMMEDIATE", None, error) from error
 
 
 def use_wal(cursor: Any, busy_seconds: float) -> None:

@@ -197,3 +197,13 @@ async def test_an_asynchronous_engine_does_the_same(pair: Pair) -> None:
             begin(pair.other, 0.01)
         assert (await connection.exec_driver_sql("PRAGMA busy_timeout")).scalar() == 50
     await engine.dispose()
+
+
+def test_what_else_goes_wrong_is_sqlalchemys_error_too(pair: Pair) -> None:
+    engine = sqlite_engine(f"sqlite:///{pair.path}")
+    with engine.connect() as connection:
+        connection.connection.driver_connection.close()
+        with pytest.raises(sqlalchemy.exc.ProgrammingError, match="closed"), connection.begin():
+            pass
+        connection.invalidate()
+    engine.dispose()
