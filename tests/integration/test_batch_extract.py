@@ -185,7 +185,9 @@ def test_libpq_gives_the_same_blocks_as_the_socket(
 def test_settings_of_the_role_do_not_change_a_byte(filled_url: str, tmp_path: Path):
     query = RowQuery(
         "SELECT id, at, 0.1::float8 + 0.2 AS f, '\\x00ff'::bytea AS b, at::date AS d, "
-        "interval '1 day 2 hours' AS i, 12.5::money AS m FROM payout WHERE id < 100",
+        "interval '1 day 2 hours' AS i, 12.5::money AS m, "
+        "CASE WHEN id = 50 THEN (SELECT 'late' FROM pg_sleep(0.5)) END AS z "
+        "FROM payout WHERE id < 100",
         (KeyColumn("id"),),
     )
     before = read_all(filled_url, query, form="csv")
@@ -197,7 +199,7 @@ def test_settings_of_the_role_do_not_change_a_byte(filled_url: str, tmp_path: Pa
             "IntervalStyle = 'iso_8601'",
             "extra_float_digits = -3",
             "bytea_output = 'escape'",
-            "statement_timeout = '1ms'",
+            "statement_timeout = '250ms'",
         ):
             db.execute(f"ALTER DATABASE {name} SET {setting}".encode())
     assert read_all(filled_url, query, form="csv") == before

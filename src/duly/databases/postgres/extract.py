@@ -24,6 +24,7 @@ from duly.wire.sqltext import Term, behind, marked, up_to
 __all__ = ["PostgresRows"]
 
 _SETTINGS = {
+    "statement_timeout": "0",  # the first: the role's own runs on until it is said
     "client_encoding": "'UTF8'",
     "DateStyle": "'ISO, YMD'",
     "IntervalStyle": "'postgres'",
@@ -35,7 +36,6 @@ _SETTINGS = {
     "lc_numeric": "'C'",
     "lc_time": "'C'",
     "standard_conforming_strings": "on",
-    "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "jit": "off",  # compiling a COPY takes longer than it saves
 }
