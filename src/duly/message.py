@@ -13,11 +13,14 @@ import dataclasses
 import math
 import os
 import re
+import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, dataclass_transform
+from uuid import UUID
 
 import msgspec
 
@@ -70,6 +73,8 @@ HEADERS_MAX = 64
 HEADER_BYTES_MAX = 16_384
 KEY_BYTES_MAX = 1_024  # an index entry of PostgreSQL holds 2,704 bytes, and the topic is in it too
 
+_TAILS = 128  # random parts of ids that are asked for at once
+
 _NO_KEY = re.compile("[\x00\ud800-\udfff]")
 # C0, DEL, C1, the line separators and half surrogate pairs: what no header or id may carry.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -84,7 +89,7 @@ _NON_FINITE_SIGNS = {
 _LISTS = (list, tuple, set, frozenset)
 _NEVER_NON_FINITE = (str, bytes, int, type(None))
 # What most messages hold, passed over at once: the search below runs for every null.
-_PLAIN = frozenset((*_NEVER_NON_FINITE, bool))
+_PLAIN = frozenset((*_NEVER_NON_FINITE, bool, datetime, date, UUID))
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
@@ -125,6 +130,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 # --- ids ------------------------------------------------------------------------------------------
 _last_ms = 0
 _counter = 0
+_tails: Iterator[int] = iter(())
 _id_lock = threading.Lock()
 
 
@@ -132,7 +138,7 @@ def new_id() -> str:
     """A UUIDv7 as 32 hex digits: unique, and growing within a process (RFC 9562, method 1: a 12-bit
     counter).
     """
-    global _last_ms, _counter
+    global _last_ms, _counter, _tails
     now = time.time_ns() // 1_000_000
     with _id_lock:
         if now > _last_ms:
@@ -142,8 +148,21 @@ def new_id() -> str:
             if _counter > 0xFFF:
                 _last_ms, _counter = _last_ms + 1, 0
         ms, counter = _last_ms, _counter
-    tail = int.from_bytes(os.urandom(8), "big") & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
-    return f"{ms:012x}7{counter:03x}{tail:016x}"
+        tail = next(_tails, None)
+        if tail is None:  # a call of the system costs as much as the rest: for many at once
+            _tails = iter(struct.unpack(f"{_TAILS}Q", os.urandom(8 * _TAILS)))
+            tail = next(_tails)
+    return f"{ms:012x}7{counter:03x}{tail & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000:016x}"
+
+
+def _forget_tails() -> None:
+    """In a child process: those that are left are its parent's."""
+    global _tails, _id_lock
+    _tails, _id_lock = iter(()), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_tails)
 
 
 # --- the two kinds --------------------------------------------------------------------------------
@@ -353,7 +372,7 @@ class Registry:
             raise NotSerializableError(
                 f"{type(value).__qualname__}: {_first_line(error)}"
             ) from error
-        if _may_be_non_finite(payload) and _has_non_finite(value):
+        if not _all_plain(value) and _may_be_non_finite(payload) and _has_non_finite(value):
             raise NotSerializableError(
                 f"{type(value).__qualname__}: NaN or infinity has no JSON form"
             )
@@ -475,6 +494,12 @@ def _encode_hook(value: Any) -> Any:
     if dump := getattr(value, "model_dump", None):  # a pydantic model inside ours
         return dump(mode="json")
     raise TypeError(f"{type(value).__qualname__} has no JSON form")
+
+
+def _all_plain(value: Any) -> bool:
+    """Whether this is a Struct of plain values: the usual case, for less than a search costs."""
+    names = getattr(type(value), "__struct_fields__", None)
+    return names is not None and _PLAIN.issuperset([type(getattr(value, n)) for n in names])
 
 
 def _may_be_non_finite(payload: bytes) -> bool:

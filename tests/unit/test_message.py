@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import os
 import threading
 import time
 import traceback
@@ -90,6 +91,25 @@ def test_ids_grow_while_the_clock_stands_still_or_goes_back(monkeypatch):
     ids = [new_id() for _ in range(10_001)]
     assert ids == sorted(ids)
     assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_a_forked_child_does_not_make_the_ids_of_its_parent(monkeypatch):
+    new_id()
+    now = time.time_ns()
+    monkeypatch.setattr(module.time, "time_ns", lambda: now)  # the same moment for both
+    there, here = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(here, " ".join(new_id() for _ in range(50)).encode())
+        os._exit(0)
+    os.close(here)
+    with os.fdopen(there) as said:
+        theirs = said.read().split()
+    os.waitpid(child, 0)
+    ours = [new_id() for _ in range(50)]
+    assert [one[:16] for one in ours] == [one[:16] for one in theirs]
+    assert len({one[16:] for one in ours + theirs}) == 100
 
 
 # --- the two kinds --------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ on the same lane in every process, language and version, so it is computed from 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from hashlib import md5
 from typing import NamedTuple
 
@@ -55,6 +56,7 @@ def check_sql_name(value: str, what: str) -> str:
     return value
 
 
+@lru_cache(maxsize=4096)  # an ordered stream comes back to its keys
 def place(topic: str, key: str) -> Place:
     """The stripe and lane of a key: the first 4 bytes of MD5 over both parts, each with its length
     before it.

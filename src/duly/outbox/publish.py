@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
+from functools import lru_cache
+from time import time_ns
 from typing import Any, Final, Protocol
 from uuid import UUID
 
@@ -163,7 +165,7 @@ class PendingMessage:
         self._headers = {
             **given,
             HEADER_SOURCE: source.app,
-            HEADER_TIME: datetime.now(UTC).isoformat(timespec="microseconds"),
+            HEADER_TIME: _now_text(),
         }
         self._key = key if callable(key) else _key_text(key)
         if not late and not callable(key):
@@ -222,6 +224,17 @@ class PendingMessage:
         except UnknownTypeError:
             return True
         return False  # a message class whose objects happen to be callable
+
+
+def _now_text() -> str:
+    seconds, rest = divmod(time_ns(), 10**9)
+    return f"{_second_text(seconds)}.{rest // 1000:06}+00:00"
+
+
+@lru_cache(maxsize=2)
+def _second_text(seconds: int) -> str:
+    """The text of a moment is dear; most messages are published in the second of the one before."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _key_text(key: Any) -> str | None:

@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, TypeVar
 
 from duly.branches import BranchVerb, Finished
-from duly.databases.postgres import prepared
+from duly.databases.postgres import arrays, prepared
 from duly.databases.postgres.inspection import inspect_server
 from duly.databases.statements import (
     Sql,
@@ -89,6 +89,7 @@ class PostgresDatabase:
         except ImportError as error:
             raise MissingExtraError("psycopg", "postgres") from error
         self._driver = psycopg
+        arrays.register()
         self.url = _plain(url)
         self.listen_url = _plain(listen_url) if listen_url else None
         self._prefix = prefix
@@ -194,7 +195,7 @@ class PostgresDatabase:
         if statement.many is None:
             return [(text, statement.params, False) for text in sql.texts]
         if sql.arrays:
-            return [(text, _columns(statement.many), False) for text in sql.texts]
+            return [(text, arrays.columns(statement.many), False) for text in sql.texts]
         return [(text, statement.many, True) for text in sql.texts]
 
     def _handler_settings(self, name: str) -> Sequence[Call]:
@@ -288,7 +289,7 @@ class PostgresDatabase:
         if len(rows) == 1:
             one = {**rows[0], **locking}
             return [*before, (self._text("outbox.insert_one_keyed"), one, False)]
-        values = _columns(rows)
+        values: dict[str, Any] = {**arrays.columns(rows)}
         del values["stripe"]
         if not stripes:
             return [(self._text("outbox.insert_plain"), values, False)]
@@ -499,10 +500,6 @@ class PostgresConnection:
             self._raw.close()
             return True
         return bool(self._raw.closed)
-
-
-def _columns(rows: Sequence[Any]) -> dict[str, Any]:
-    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def _plain(url: str) -> str:
