@@ -326,8 +326,8 @@ def test_tables(duly: Shell) -> None:
     url = ("--database", "sqlite:///t.db")
     assert "CREATE TABLE" in duly("db", "sql", *url).stdout
     assert not (duly.folder / "t.db").exists()
-    every = ["0001_house", "0002_offset", "0003_run", "0004_global_tx"]
-    assert duly.json("db", "upgrade", *url) == {"done": every, "version": 4}
+    every = ["0001_house", "0002_offset", "0003_run", "0004_global_tx", "0005_settled"]
+    assert duly.json("db", "upgrade", *url) == {"done": every, "version": 5}
     assert duly.json("db", "upgrade", *url)["done"] == []
     assert duly.json("db", "status", *url)["pending"] == []
     assert duly.json("db", "check", *url) == {"ok": True, "findings": []}

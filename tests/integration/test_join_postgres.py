@@ -53,9 +53,7 @@ def insert(connection: Any, n: int) -> None:
 
 # --- SQLAlchemy -----------------------------------------------------------------------------------
 def test_session_and_statement_counts(shop: Shop) -> None:
-    """0 statements without messages, 1 without keys, 2 with (SET CONSTRAINTS), whatever the number
-    of messages.
-    """
+    """0 statements without messages, else 1, whatever the number of messages."""
     with Session(shop.engine) as s:
         shop.app.publish(s, placed(0))
         s.commit()
@@ -63,7 +61,7 @@ def test_session_and_statement_counts(shop: Shop) -> None:
             (0, None, []),
             (1, None, ["INSERT INTO duly_outbox"]),
             (100, None, ["INSERT INTO duly_outbox"]),
-            (100, "k", ["SET CONSTRAINTS ALL", "WITH l AS"]),
+            (100, "k", ["WITH d AS"]),
         ):
             with shop.statements() as seen:
                 s.add(Order())
@@ -126,8 +124,8 @@ def test_flush_error_then_the_same_driver_connection(postgres_url: str) -> None:
 
 def test_deferred_foreign_key_does_not_deadlock(shop: Shop) -> None:
     """P: T1 holds the stripe lock of k and COMMIT would check its deferred key, waiting for a row
-    lock of T2; T2 holds that row lock and waits for the stripe lock. SET CONSTRAINTS ALL IMMEDIATE
-    makes T1 wait before it locks.
+    lock of T2; T2 holds that row lock and waits for the stripe lock. ``duly_settled`` makes T1 wait
+    before it locks.
 
     T2: UPDATE/DELETE-locks order 1; T1: INSERT line -> order 1 (deferred) and publishes k; T1
     commits: waits for T2 without the stripe; T2 publishes k and commits; T1 goes on.
@@ -447,30 +445,6 @@ async def test_raw_async(shop: Shop, postgres_url: str) -> None:
                 other.publish(raw, placed(5))
         assert raw.info.transaction_status.name == "IDLE"
     assert (shop.saved(), shop.stored()) == ([1], [1, 3])
-
-
-@pytest.mark.parametrize("form", [psycopg.Connection, psycopg.AsyncConnection])
-async def test_keyed_flush_of_a_raw_block_is_one_round_trip(
-    shop: Shop, postgres_url: str, monkeypatch: Any, form: Any
-) -> None:
-    """SET CONSTRAINTS and the INSERT leave in one pipeline; the INSERT alone needs none. On this
-    machine two round trips cost less than that; so the server is taken for a far one.
-    """
-    monkeypatch.setattr("duly.frameworks.dbapi._HERE", set())
-    entered: list[int] = []
-    original = form.pipeline
-    monkeypatch.setattr(form, "pipeline", lambda self: (entered.append(1), original(self))[1])
-    if form is psycopg.Connection:
-        with psycopg.connect(postgres_url) as raw:
-            for n, keyed in ((1, {"key": "k"}), (2, {})):
-                with atomic(raw):
-                    shop.app.publish(raw, placed(n), **keyed)
-    else:
-        async with await psycopg.AsyncConnection.connect(postgres_url) as raw:
-            for n, keyed in ((1, {"key": "k"}), (2, {})):
-                async with atomic(raw):
-                    shop.app.publish(raw, placed(n), **keyed)
-    assert (entered, shop.stored()) == ([1], [1, 2])
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ def test_a_start_without_or_with_older_tables_is_refused_with_the_hint(postgres_
     with pytest.raises(SchemaError, match="duly db upgrade") as error:
         schema.start()
     assert error.value.code == "SCHEMA_MISSING"
-    assert schema.upgrade() == ("0001_house", "0002_offset", "0003_run", "0004_global_tx")
+    made = ("0001_house", "0002_offset", "0003_run", "0004_global_tx", "0005_settled")
+    assert schema.upgrade() == made
     schema.start()
     newer = Schema(WithMigrations(postgres_url), "shop")
     with pytest.raises(SchemaError) as error:
@@ -69,8 +70,9 @@ def test_what_somebody_changed_is_found(postgres_url: str) -> None:
         connection.execute("CREATE INDEX duly_inbox_once ON duly_inbox (dedupe_key)")
         connection.execute("ALTER TABLE duly_outbox ALTER COLUMN attempts TYPE smallint")
         connection.execute("ALTER TABLE duly_outbox ADD COLUMN tenant text NOT NULL")
+        connection.execute("DROP FUNCTION duly_settled")
     codes = sorted(finding.code for finding in schema.check())
-    assert codes == ["COLUMN_REQUIRED", "COLUMN_TYPE", "INDEX_DIFFERS"]
+    assert codes == ["COLUMN_REQUIRED", "COLUMN_TYPE", "FUNCTION_MISSING", "INDEX_DIFFERS"]
 
 
 def test_the_sql_that_is_printed_makes_the_same_tables(postgres_url: str) -> None:
@@ -78,7 +80,7 @@ def test_the_sql_that_is_printed_makes_the_same_tables(postgres_url: str) -> Non
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(schema.sql().encode())
     assert schema.check() == []
-    assert schema.status().current == 4
+    assert schema.status().current == 5
 
 
 def test_tables_in_another_schema_are_not_ours(postgres_url: str) -> None:

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from enum import Enum
-from functools import cache, lru_cache
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakKeyDictionary, WeakSet
@@ -35,7 +35,6 @@ __all__ = ["JOIN", "Atomic", "DbapiJoin", "atomic"]
 Flow = Generator[tuple[Outlet, Statement], Result, None]
 _SERVER_STATUS_IN_TRANS = 1
 _IDLE = 0  # PQTRANS_IDLE
-_HERE = {"localhost", "127.0.0.1", "::1"}
 _LEGACY = -1  # sqlite3.LEGACY_TRANSACTION_CONTROL, which Python 3.11 has not
 
 _open: dict[int, Atomic] = {}  # the innermost block of a connection, by id, while the block is open
@@ -440,13 +439,12 @@ def _execute(connection: Any, outlet: Outlet, statement: Statement) -> Result:
     calls = outlet.prepare(statement)
     result = Result([], 0)
     try:
-        with _pipeline(connection, calls):
-            for sql, values, many in calls:
-                cursor = _cursor(connection)
-                if many:
-                    cursor.executemany(sql, values)
-                else:
-                    cursor.execute(sql, values) if values is not None else cursor.execute(sql)
+        for sql, values, many in calls:
+            cursor = _cursor(connection)
+            if many:
+                cursor.executemany(sql, values)
+            else:
+                cursor.execute(sql, values) if values is not None else cursor.execute(sql)
         rows = [tuple(row) for row in cursor.fetchall()] if cursor.description else []
         result = Result(rows, cursor.rowcount)
         cursor.close()
@@ -467,37 +465,12 @@ def _cursor(connection: Any) -> Any:
 async def _execute_async(connection: Any, outlet: Outlet, statement: Statement) -> Result:
     calls = outlet.prepare(statement)
     try:
-        async with _pipeline(connection, calls):
-            for sql, values, many in calls:
-                cursor = connection.cursor()
-                await (cursor.executemany(sql, values) if many else cursor.execute(sql, values))
+        for sql, values, many in calls:
+            cursor = connection.cursor()
+            await (cursor.executemany(sql, values) if many else cursor.execute(sql, values))
         rows = [tuple(row) for row in await cursor.fetchall()] if cursor.description else []
         result = Result(rows, cursor.rowcount)
         await cursor.close()
     except Exception as error:
         raise outlet.map_error(error) from error
     return result
-
-
-def _pipeline(connection: Any, calls: Sequence[Any]) -> Any:
-    """One round trip for several calls, where libpq can and where that is the cheaper way; for
-    ``with`` and ``async with``.
-    """
-    if len(calls) > 1 and _is_psycopg(connection) and _has_pipeline() and _is_far(connection):
-        return connection.pipeline()
-    return nullcontext()
-
-
-def _is_far(connection: Any) -> bool:
-    """Whether a round trip costs more than the driver's work for a pipeline, some 30 us: not on
-    this machine, unless the event loop would have to turn for each.
-    """
-    host = connection.info.host
-    return _is_async(connection) or not (host.startswith("/") or host in _HERE)
-
-
-@cache
-def _has_pipeline() -> bool:
-    from psycopg import capabilities
-
-    return capabilities.has_pipeline()

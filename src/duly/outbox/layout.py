@@ -1,11 +1,12 @@
-"""The tables, columns and indexes that migrations make, read from their text and compared with what
-is there.
+"""What migrations make - tables, columns, indexes, functions -, read from their text and compared
+with what is there.
 
 Owns a reader for the small part of SQL that our migrations use: CREATE TABLE with one column or one
-KEY a line, CREATE INDEX, ALTER TABLE ... ADD COLUMN; the rows of an INSERT IGNORE are data.  The
-invariant: a statement of any other form is an AssertionError in the test of the migrations, so that
-nothing a migration makes can escape the check.  Extra tables and columns are allowed - a newer
-schema only adds - unless they would make our inserts fail.
+KEY a line, CREATE INDEX, ALTER TABLE ... ADD COLUMN, CREATE OR REPLACE FUNCTION, of which the name
+counts; the rows of an INSERT IGNORE are data.  The invariant: a statement of any other form is an
+AssertionError in the test of the migrations, so that nothing a migration makes can escape the
+check.  Extra tables and columns are allowed - a newer schema only adds - unless they would make our
+inserts fail.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _ADDED = re.compile(r"ALTER TABLE (\w+) ADD COLUMN (?:IF NOT EXISTS )?(.*)", re.
 _INDEX = re.compile(
     r"CREATE (UNIQUE )?INDEX IF NOT EXISTS (\w+) ON (\w+) \(([^)]*)\)( WHERE .*)?", re.DOTALL
 )
+_FUNCTION = re.compile(r"CREATE OR REPLACE FUNCTION (\w+)\(.*?\$\$.*?\$\$;", re.DOTALL)
 _LONG_NAMES = {"timestamptz": "timestamp with time zone", "int": "integer", "bool": "boolean"}
 
 
@@ -47,20 +49,23 @@ class Index(NamedTuple):
 
 class Layout(NamedTuple):
     """tables: type of each column by table and name. required: columns an insert must name.
-    indexes: by name.
+    indexes, functions: by name.
     """
 
     tables: Mapping[str, Mapping[str, str]]
     required: frozenset[tuple[str, str]]
     indexes: Mapping[str, Index]
+    functions: frozenset[str]
 
 
 def layout_of(migrations: Iterable[str]) -> Layout:
     """What these migrations make, run in order."""
     tables: dict[str, dict[str, str]] = {}
     indexes: dict[str, Index] = {}
+    functions: set[str] = set()
     for text in migrations:
-        for statement in _statements(text):
+        functions.update(_FUNCTION.findall(text))
+        for statement in _statements(_FUNCTION.sub("", text)):
             if table := _TABLE.fullmatch(statement):
                 lines = list(filter(None, map(str.strip, table[2].splitlines())))
                 keys = {line: _KEY.fullmatch(line) for line in lines}
@@ -75,7 +80,7 @@ def layout_of(migrations: Iterable[str]) -> Layout:
                 assert index is not None, f"a migration has an unknown form: {statement[:80]}"
                 listed = _listed(index[4])
                 indexes[index[2]] = Index(index[3], bool(index[1]), bool(index[5]), True, listed)
-    return Layout(tables, frozenset(), indexes)
+    return Layout(tables, frozenset(), indexes, frozenset(functions))
 
 
 def _statements(text: str) -> Iterable[str]:
@@ -97,8 +102,12 @@ def _column(line: str) -> tuple[str, str]:
     return found[1], _LONG_NAMES.get(kind, kind) + collation
 
 
-def live_layout(columns: Iterable[tuple[Any, ...]], indexes: Iterable[tuple[Any, ...]]) -> Layout:
-    """What ``schema.columns`` and ``schema.indexes`` read."""
+def live_layout(
+    columns: Iterable[tuple[Any, ...]],
+    indexes: Iterable[tuple[Any, ...]],
+    functions: Iterable[tuple[Any, ...]],
+) -> Layout:
+    """What ``schema.columns``, ``schema.indexes`` and ``schema.functions`` read."""
     tables: dict[str, dict[str, str]] = {}
     required = set()
     for table, column, kind, needed in columns:
@@ -109,12 +118,12 @@ def live_layout(columns: Iterable[tuple[Any, ...]], indexes: Iterable[tuple[Any,
         name: Index(table, bool(unique), bool(partial), bool(valid), listed)
         for name, table, unique, partial, valid, listed in indexes
     }
-    return Layout(tables, frozenset(required), found)
+    return Layout(tables, frozenset(required), found, frozenset(name for (name,) in functions))
 
 
 def compare(wanted: Layout, live: Layout) -> list[Finding]:
     """What is missing or different in ``live``; nothing when it carries everything ``wanted``."""
-    return [*_tables(wanted, live), *_indexes(wanted, live)]
+    return [*_tables(wanted, live), *_indexes(wanted, live), *_functions(wanted, live)]
 
 
 def _tables(wanted: Layout, live: Layout) -> Iterable[Finding]:
@@ -143,6 +152,11 @@ def _indexes(wanted: Layout, live: Layout) -> Iterable[Finding]:
             yield _red("INDEX_INVALID", f"index {name} on {index.table} was not built to its end")
         elif there != index:
             yield _red("INDEX_DIFFERS", f"index {name} is {_shown(there)}, made as {_shown(index)}")
+
+
+def _functions(wanted: Layout, live: Layout) -> Iterable[Finding]:
+    for name in sorted(wanted.functions - live.functions):
+        yield _red("FUNCTION_MISSING", f"function {name} is missing")
 
 
 def _shown(index: Index) -> str:

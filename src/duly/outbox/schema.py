@@ -97,8 +97,8 @@ class Schema:
         return "\n\n".join(parts)
 
     def check(self) -> list[Finding]:
-        """Compare the live tables, columns and indexes with what the migrations make; nothing when
-        all is there.
+        """Compare the live tables, columns, indexes and functions with what the migrations make;
+        nothing when all is there.
         """
         with closing(self._database.connect()) as connection:
             meta = _meta(connection)
@@ -107,9 +107,10 @@ class Schema:
                 return found
             columns = connection.ask(Statement("schema.columns")).rows
             indexes = connection.ask(Statement("schema.indexes")).rows
+            functions = connection.ask(Statement("schema.functions")).rows
         current = self._status(meta).current
         wanted = layout_of(text for version, _, text in self._migrations if version <= current)
-        return [*found, *compare(wanted, live_layout(columns, indexes))]
+        return [*found, *compare(wanted, live_layout(columns, indexes, functions))]
 
     def record_groups(self, modes: Mapping[str, str]) -> None:
         """Record the order mode of each group (``none`` or ``key``) the first time, and compare it

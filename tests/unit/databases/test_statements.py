@@ -18,7 +18,7 @@ from duly.errors import InvalidNameError
 from duly.ports import Result, Statement, Steps
 
 DIALECTS = {"duly.databases.sqlite": ":group", "duly.databases.postgres": "%(group)s"}
-ONE_DIALECT_ONLY = re.compile(r"outbox\.(insert\w*|constraints)|meta\.tables")
+ONE_DIALECT_ONLY = re.compile(r"outbox\.insert\w*|meta\.tables")
 
 
 def loaded(package: str, prefix: str = "duly_") -> dict[str, Any]:

@@ -14,7 +14,14 @@ CREATE TABLE IF NOT EXISTS duly_a (
 );
 CREATE UNIQUE INDEX IF NOT EXISTS duly_a_once ON duly_a (at, note) WHERE note IS NOT NULL;
 """
-MORE = "ALTER TABLE duly_a ADD COLUMN IF NOT EXISTS extra smallint NOT NULL DEFAULT 0;"
+MORE = """ALTER TABLE duly_a ADD COLUMN IF NOT EXISTS extra smallint NOT NULL DEFAULT 0;
+CREATE OR REPLACE FUNCTION duly_a_done(n integer) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    DROP TABLE duly_a;
+    RETURN true;
+END
+$$;
+"""
 
 
 def live(**changes: object) -> Layout:
@@ -25,7 +32,8 @@ def live(**changes: object) -> Layout:
         ("duly_a", "extra", "smallint", False),
     ]
     indexes = [("duly_a_once", "duly_a", True, True, True, "at,note")]
-    return live_layout(changes.get("columns", columns), changes.get("indexes", indexes))  # type: ignore[arg-type]
+    made = {"columns": columns, "indexes": indexes, "functions": [("duly_a_done",)], **changes}
+    return live_layout(**made)  # type: ignore[arg-type]
 
 
 def test_the_text_of_migrations_is_understood() -> None:
@@ -39,6 +47,7 @@ def test_the_text_of_migrations_is_understood() -> None:
         }
     }
     assert wanted.indexes == {"duly_a_once": Index("duly_a", True, True, True, "at,note")}
+    assert wanted.functions == {"duly_a_done"}
 
 
 def test_the_same_layout_has_no_findings() -> None:
@@ -53,6 +62,7 @@ def test_the_same_layout_has_no_findings() -> None:
             {"columns": [("duly_a", "id", "bigint", False), ("duly_a", "at", "text", False)]},
             ["COLUMN_TYPE", "COLUMN_MISSING", "COLUMN_MISSING"],
         ),
+        ({"functions": [("duly_publish",)]}, ["FUNCTION_MISSING"]),
         ({"indexes": [("duly_a_once", "duly_a", True, True, False, "at,note")]}, ["INDEX_INVALID"]),
         ({"indexes": [("duly_a_once", "duly_a", False, True, True, "at,note")]}, ["INDEX_DIFFERS"]),
         ({"indexes": [("duly_a_once", "duly_a", True, True, True, "note,at")]}, ["INDEX_DIFFERS"]),

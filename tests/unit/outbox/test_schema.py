@@ -34,11 +34,12 @@ def meta(path: Path) -> dict[str, str]:
 
 def test_tables_make_themselves_at_start(sqlite_url: str, tmp_path: Path) -> None:
     schema = Schema(SqliteDatabase(sqlite_url), "shop")
-    assert schema.status().pending == ("0001_house", "0002_offset", "0003_run", "0004_global_tx")
+    every = ("0001_house", "0002_offset", "0003_run", "0004_global_tx", "0005_settled")
+    assert schema.status().pending == every
     schema.start()
     schema.start()
     assert meta(tmp_path / "duly.db") == {
-        "schema_version": "4",
+        "schema_version": "5",
         "min_code_version": "1",
         "app": "shop",
         "lanes": "64",
@@ -134,9 +135,9 @@ def test_the_sql_that_is_printed_makes_the_same_tables(sqlite_url: str, tmp_path
     schema = Schema(SqliteDatabase(sqlite_url), "shop")
     with sqlite3.connect(tmp_path / "duly.db") as connection:
         connection.executescript(schema.sql())
-    assert schema.status().current == 4
+    assert schema.status().current == 5
     assert schema.check() == []
-    assert schema.sql(after=4) == ""
+    assert schema.sql(after=5) == ""
 
 
 def test_what_somebody_changed_is_found(sqlite_url: str, tmp_path: Path) -> None:

@@ -282,19 +282,17 @@ class PostgresDatabase:
         locking = {
             "namespace": self._namespace,
             "lock_timeout": f"{int(self._timeouts[0] * 1000)}ms",
+            "last": last,
         }
-        # In the middle of a transaction a deferred constraint may still be waiting for its other
-        # half; at its end the check comes before the locks, or it could close a circle of waiting.
-        before: list[Call] = [(self._text("outbox.constraints"), None, False)] if last else []
         if len(rows) == 1:
             one = {**rows[0], **locking}
-            return [*before, (self._text("outbox.insert_one_keyed"), one, False)]
+            return [(self._text("outbox.insert_one_keyed"), one, False)]
         values: dict[str, Any] = {**arrays.columns(rows)}
         del values["stripe"]
         if not stripes:
             return [(self._text("outbox.insert_plain"), values, False)]
         values |= {"stripes": stripes, **locking}
-        return [*before, (self._text("outbox.insert_keyed"), values, False)]
+        return [(self._text("outbox.insert_keyed"), values, False)]
 
     def _text(self, name: str) -> str:
         found: Sql = self._sql[name]
@@ -310,7 +308,7 @@ class PostgresDatabase:
             return TransactionConflictError(text)
         if state in _REFUSED or (not state and _REFUSED_TEXT.search(str(error))):
             return ConfigurationError(text, code="DATABASE_REFUSED")
-        if state in ("42P01", "42703", "3F000"):
+        if state in ("42P01", "42703", "42883", "3F000"):
             return SchemaError(text)
         if not state and "unsupported startup parameter" in text:
             hint = "this is a pooler: give listen_url, a direct connection, too"

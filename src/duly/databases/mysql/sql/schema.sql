@@ -21,3 +21,7 @@ SELECT s.index_name, s.table_name, MAX(s.non_unique) = 0, 0, 1, GROUP_CONCAT(s.c
 FROM information_schema.statistics s
 WHERE s.table_schema = DATABASE() AND LEFT(s.index_name, CHAR_LENGTH('duly_')) = 'duly_'
 GROUP BY s.index_name, s.table_name
+
+-- name: schema.functions
+SELECT r.routine_name FROM information_schema.routines r
+WHERE r.routine_schema = DATABASE() AND LEFT(r.routine_name, CHAR_LENGTH('duly_')) = 'duly_'

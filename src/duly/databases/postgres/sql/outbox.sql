@@ -1,6 +1,3 @@
--- name: outbox.constraints
-SET CONSTRAINTS ALL IMMEDIATE
-
 -- name: outbox.insert_one
 -- One row without a key, the most frequent flush of all: no arrays to build or to unfold.
 WITH added AS (
@@ -11,10 +8,13 @@ SELECT pg_notify('duly_wake', '') FROM duly_lease WHERE asleep LIMIT 1
 
 -- name: outbox.insert_one_keyed
 -- One row with a key: the condition takes the lock before the row, and with it the id, is made.
+-- In the middle of a transaction a deferred constraint may still be waiting for its other half; at
+-- its end the check comes before the locks, or it could close a circle of waiting.
 WITH added AS (
     INSERT INTO duly_outbox (message_id, message_type, kind, topic, key, lane, payload, headers)
     SELECT %(message_id)s, %(message_type)s, %(kind)s, %(topic)s, %(key)s, %(lane)s, %(payload)s, %(headers)s
-    WHERE CASE WHEN current_setting('lock_timeout') NOT IN ('0', '0ms') OR set_config('lock_timeout', %(lock_timeout)s, true) <> ''
+    WHERE CASE WHEN (NOT %(last)s OR duly_settled())
+            AND (current_setting('lock_timeout') NOT IN ('0', '0ms') OR set_config('lock_timeout', %(lock_timeout)s, true) <> '')
         THEN pg_advisory_xact_lock(%(namespace)s::int, %(stripe)s::int) IS NOT NULL END
 )
 SELECT pg_notify('duly_wake', '') FROM duly_lease WHERE asleep LIMIT 1
@@ -33,7 +33,8 @@ SELECT pg_notify('duly_wake', '') FROM duly_lease WHERE asleep LIMIT 1
 -- name: outbox.insert_keyed
 -- Locks first, in the order of the stripes, then the ids: id order is commit order per key.
 WITH patience AS MATERIALIZED (
-    SELECT CASE WHEN current_setting('lock_timeout') IN ('0', '0ms') THEN set_config('lock_timeout', %(lock_timeout)s, true) END
+    SELECT CASE WHEN (NOT %(last)s OR duly_settled()) AND current_setting('lock_timeout') IN ('0', '0ms')
+        THEN set_config('lock_timeout', %(lock_timeout)s, true) END
 ), locks AS MATERIALIZED (
     SELECT count(pg_advisory_xact_lock(%(namespace)s, s.stripe) IS NULL) AS taken
     FROM patience, unnest(%(stripes)b::int[]) AS s(stripe)

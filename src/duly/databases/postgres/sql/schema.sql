@@ -22,3 +22,7 @@ SELECT i.relname::text, t.relname::text, x.indisunique, x.indpred IS NOT NULL, x
     JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = k.number)
 FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_class t ON t.oid = x.indrelid
 WHERE t.relnamespace = current_schema()::regnamespace AND starts_with(i.relname::text, 'duly_')
+
+-- name: schema.functions
+SELECT p.proname::text FROM pg_proc p
+WHERE p.pronamespace = current_schema()::regnamespace AND starts_with(p.proname::text, 'duly_')

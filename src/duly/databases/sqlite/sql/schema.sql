@@ -18,3 +18,7 @@ SELECT m.name, m.tbl_name, l."unique", l.partial, 1,
     (SELECT group_concat(i.name, ',') FROM (SELECT name FROM pragma_index_info(m.name) ORDER BY seqno) i)
 FROM sqlite_master m JOIN pragma_index_list(m.tbl_name) l ON l.name = m.name
 WHERE m.type = 'index' AND substr(m.name, 1, length('duly_')) = 'duly_'
+
+-- name: schema.functions
+-- None: a database without a server has none.
+SELECT name FROM sqlite_master WHERE 0

@@ -1,0 +1,1 @@
+-- Nothing: what makes deferred constraints speak, duly_settled, is for PostgreSQL only.
