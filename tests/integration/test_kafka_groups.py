@@ -35,7 +35,10 @@ async def committed(url: str, group: str) -> dict[tuple[str, int], int]:
 
     def ask() -> dict[tuple[str, int], int]:
         with Control(settings) as control:
-            return control.committed(settings.prefix + group)
+            known, _ = control.partitions()
+            own = {name: n for name, n in known.items() if name.startswith(settings.prefix)}
+            places = [(name, number) for name, n in own.items() for number in range(n)]
+            return control.committed(settings.prefix + group, places)
 
     return await asyncio.to_thread(ask)
 

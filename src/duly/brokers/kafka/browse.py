@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
-from duly.brokers.kafka.control import Control
+from duly.brokers.kafka.control import Control, Place
 from duly.brokers.kafka.failures import mapped
 from duly.brokers.kafka.records import from_record
 from duly.brokers.kafka.settings import Settings
@@ -26,8 +26,6 @@ from duly.ports import GroupStatus, Peeked, SubscriptionSpec, TopicSpec, TopicSt
 __all__ = ["peek", "statuses"]
 
 READ_SECONDS = 8.0
-
-Place = tuple[str, int]
 
 
 def statuses(
@@ -41,7 +39,7 @@ def statuses(
     low = ends_of(control, places, OffsetSpec.earliest())
     high = ends_of(control, places, OffsetSpec.latest())
     groups = sorted({group_id(spec.group, t, prefix) for spec in specs for t in spec.topics})
-    committed = {group: control.committed(group) for group in groups}
+    committed = {group: control.committed(group, places) for group in groups}
     members = control.members(groups)
     found = []
     for topic, name in names.items():

@@ -3,7 +3,9 @@
 One object serves one question and is closed with its connections: a client that has lost a
 connection may never ask a group's coordinator again (librdkafka 2.16). It is closed by name, never
 left to the garbage collector, which may run in a thread of another client and wait there for ever
-(confluent-kafka-python #975, #2131). Invariant: every call has a timeout, and one that fails says
+(confluent-kafka-python #975, #2131). A group's offsets are read and set by a consumer that joins
+nothing: the admin client ends the process when the coordinator has moved (librdkafka #5040).
+Invariant: every call has a timeout, and one that fails says
 why: a refused login or certificate is reported beside the call, which itself only times out.
 """
 
@@ -14,16 +16,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Self, TypeVar
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from duly.brokers.kafka.failures import LastError, cause, mapped
 from duly.brokers.kafka.settings import Settings
 from duly.errors import BrokerUnavailableError
 
-__all__ = ["Control"]
+__all__ = ["Control", "Place"]
 
 K = TypeVar("K")
+Place = tuple[str, int]  # a topic and the number of a partition
 
 CALL_SECONDS = 10.0
 SINGLE_SECONDS = 3.0
@@ -71,14 +74,50 @@ class Control:
         }
         return known, len(found.brokers)
 
-    def committed(self, group: str) -> dict[tuple[str, int], int]:
-        """The offsets that a group has committed."""
-        asked = [ConsumerGroupTopicPartitions(group)]
-        found = self.ask(
-            f"group {group}",
-            lambda: self.client.list_consumer_group_offsets(asked, request_timeout=SINGLE_SECONDS),
-        )[group].topic_partitions
+    def committed(self, group: str, places: Collection[Place]) -> dict[Place, int]:
+        """The offsets that a group has committed in these partitions, where it has."""
+        asked = [TopicPartition(*place) for place in places]
+        found = self._of_group(group, lambda one: one.committed(asked, timeout=SINGLE_SECONDS))
         return {(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
+
+    def commit(self, group: str, offsets: Mapping[Place, int]) -> bool:
+        """Set the offsets of a group; False for one with receivers, who set them themselves."""
+        told = [TopicPartition(*place, offset) for place, offset in offsets.items()]
+        found = self._of_group(
+            group, lambda one: one.commit(offsets=told, asynchronous=False), known=_HAS_MEMBERS
+        )
+        return bool(found)
+
+    def _of_group(
+        self,
+        group: str,
+        question: Callable[[Consumer], list[TopicPartition]],
+        *,
+        known: Collection[int] = (),
+    ) -> list[TopicPartition]:
+        """The answer to a question about the offsets of a group, asked again as in ``ask``.
+
+        known: codes that are an answer too, told as an empty list.
+        """
+        named = {"group.id": group, "enable.auto.commit": False, "error_cb": self._errors.report}
+        end = time.monotonic() + CALL_SECONDS
+        consumer = Consumer(self.settings.client() | named)
+        try:
+            while True:
+                try:
+                    found = question(consumer)
+                    failed = next((one.error for one in found if one.error is not None), None)
+                except KafkaException as error:
+                    failed = cause(error)
+                    if failed is None:
+                        raise
+                if failed is None:
+                    return found
+                if failed.code() in known:
+                    return []
+                self._go_on(f"group {group}", [failed], end)
+        finally:
+            consumer.close()
 
     def members(self, groups: Sequence[str]) -> dict[str, int]:
         """How many receivers each group has now."""
@@ -115,13 +154,17 @@ class Control:
                 except TimeoutError as error:
                     raise BrokerUnavailableError(f"{self.settings.shown}: no answer") from error
             failed = [e for e in map(cause, answers.values()) if e and e.code() not in known]
-            passing = all(e.retriable() or e.code() in _PASSING for e in failed)
-            if failed and not (passing and time.monotonic() < end):
-                refusal = mapped(failed[0], self.settings)
-                raise type(refusal)(f"{what}: {refusal.detail}", code=refusal.code)
             if not failed:
                 return answers
-            time.sleep(AGAIN_SECONDS)
+            self._go_on(what, failed, end)
+
+    def _go_on(self, what: str, failed: Sequence[KafkaError], end: float) -> None:
+        """Wait a moment before what failed is asked again; raise it where that is of no use."""
+        passing = all(e.retriable() or e.code() in _PASSING for e in failed)
+        if not (passing and time.monotonic() < end):
+            refusal = mapped(failed[0], self.settings)
+            raise type(refusal)(f"{what}: {refusal.detail}", code=refusal.code)
+        time.sleep(AGAIN_SECONDS)
 
 
 _PASSING = {
@@ -136,4 +179,11 @@ _PASSING = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,  # it was made a moment ago
     KafkaError._TIMED_OUT,
     KafkaError._TRANSPORT,
+    KafkaError._WAIT_COORD,
+}
+_HAS_MEMBERS = {
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.NON_EMPTY_GROUP,
+    KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.ILLEGAL_GENERATION,
 }

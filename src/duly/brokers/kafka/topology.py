@@ -13,10 +13,10 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, TopicPartition
 from confluent_kafka.admin import NewTopic, OffsetSpec
 
-from duly.brokers.kafka.control import Control
+from duly.brokers.kafka.control import Control, Place
 from duly.errors import BrokerUnavailableError
 from duly.ports import SubscriptionSpec, TopicSpec
 
@@ -97,49 +97,24 @@ def _make_topics(control: Control, wanted: set[str]) -> Mapping[str, int]:
 
 
 def _begin_group(
-    control: Control, group: str, places: Sequence[tuple[str, int]], *, from_start: bool
+    control: Control, group: str, places: Sequence[Place], *, from_start: bool
 ) -> Starts:
     """Give a group its first offset in topics that it has none of.
 
     A topic of which it has some has got a new partition, which its receivers read from the start.
     """
-    committed = control.committed(group)
-    known = {topic for topic, _ in committed}
+    known = {topic for topic, _ in control.committed(group, places)}
     fresh = [place for place in places if place[0] not in known]
     if not fresh:
         return {}
     begin = ends_of(control, fresh, OffsetSpec.earliest() if from_start else OffsetSpec.latest())
-    offsets = [TopicPartition(*place, offset) for place, offset in begin.items()]
-    request = [ConsumerGroupTopicPartitions(group, offsets)]
-    answer = control.ask(
-        f"group {group}",
-        lambda: control.client.alter_consumer_group_offsets(
-            request, request_timeout=control.timeout
-        ),
-        known=_HAS_MEMBERS,
-    )[group]
-    places_refused = (
-        []
-        if isinstance(answer, KafkaException)
-        else [one for one in answer.topic_partitions if one.error is not None]
-    )
-    if isinstance(answer, KafkaException) or places_refused:
-        # It has receivers, who commit for themselves; those of ours begin where it began now.
-        return {(group, *place): offset for place, offset in begin.items()}
-    return {}
+    if control.commit(group, begin):
+        return {}
+    # It has receivers, who commit for themselves; those of ours begin where it began now.
+    return {(group, *place): offset for place, offset in begin.items()}
 
 
-_HAS_MEMBERS = {
-    KafkaError.UNKNOWN_MEMBER_ID,
-    KafkaError.NON_EMPTY_GROUP,
-    KafkaError.REBALANCE_IN_PROGRESS,
-    KafkaError.ILLEGAL_GENERATION,
-}
-
-
-def ends_of(
-    control: Control, places: Collection[tuple[str, int]], which: OffsetSpec
-) -> dict[tuple[str, int], int]:
+def ends_of(control: Control, places: Collection[Place], which: OffsetSpec) -> dict[Place, int]:
     """The first or the next offset of partitions."""
     asked = {TopicPartition(*place): which for place in places}
     if not asked:
