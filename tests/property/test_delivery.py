@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from hypothesis import strategies as st
 
 from duly.batch import delivery, send
 from duly.batch.delivery import Policy
-from duly.errors import DulyError, FileTargetError, OutcomeUnknownError
+from duly.errors import DulyError, FileTargetError, OutcomeUnknownError, StaleLeaseError
 from duly.kernel import resume
 from duly.kernel.backoff import Retry
 from duly.kernel.resume import Act, Move
@@ -270,3 +273,106 @@ def test_a_planted_mistake_is_caught(tmp_path: Path, planted: Any) -> None:
         patch.setattr(delivery, "next_move", planted)
         with pytest.raises(AssertionError):
             histories()
+
+
+# --- an attempt that was frozen -------------------------------------------------------------------
+class Frozen:
+    """The view of a server, and the run, of an attempt that stands still at its n-th call until
+    ``thaw``: before it is done, or before its answer is read."""
+
+    def __init__(self, server: Crooked, run: Run, *, at: int, answered: bool) -> None:
+        self._server, self._run, self._at, self._answered = server, run, at, answered
+        self._calls = 0
+        self.stands, self.thaw = asyncio.Event(), asyncio.Event()
+        self.features = server.features
+        self.place = server.place
+
+    async def _call(self, what: Any) -> Any:
+        self._calls += 1
+        here = self._calls == self._at
+        found = await what() if here and self._answered else None
+        if here:
+            self.stands.set()
+            await self.thaw.wait()
+        return found if here and self._answered else await what()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Frozen]:
+        yield self
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._server, name)
+        if name not in ("look", "rename", "remove", "digest"):
+            return found
+        return lambda *args, **kwargs: self._call(partial(found, *args, **kwargs))
+
+    async def write(self, *args: Any, **kwargs: Any) -> AsyncGenerator[int, None]:
+        await self._call(_nothing)
+        async for acked in self._server.write(*args, **kwargs):
+            yield acked
+            await self._call(_nothing)
+
+    async def read(self, *args: Any, **kwargs: Any) -> AsyncGenerator[bytes, None]:
+        await self._call(_nothing)
+        async for piece in self._server.read(*args, **kwargs):
+            yield piece
+
+    def load(self) -> bytes | None:
+        return self._run.load()
+
+    async def save(self, checkpoint: bytes, **told: Any) -> None:
+        await self._call(_nothing)
+        if self._run.attempt != 1:
+            raise StaleLeaseError("another attempt has begun")
+        await self._run.save(checkpoint, **told)
+        await self._call(_nothing)
+
+
+async def _nothing() -> None:
+    pass
+
+
+async def overtaken(tmp_path: Path, features: resume.FileFeatures, at: int, answered: bool) -> bool:
+    """The first attempt is frozen at a call, the second delivers, the first wakes up; whether it
+    came that far."""
+    content = content_of(40)
+    path = tmp_path / "sealed"
+    path.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    manifest = Manifest(path, NAME, len(content), digest)
+    server, run = Crooked(features=features), Run(tmp_path, Trouble())
+    frozen = Frozen(server, run, at=at, answered=answered)
+    late = Run(tmp_path, Trouble())
+    late.load, late.save = frozen.load, frozen.save  # type: ignore[method-assign]
+    policy = Policy(replace=True, marker=".done", block_bytes=BLOCK)
+    retry = Retry(attempts=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(send, "read_manifest", lambda spool: manifest)
+        first = asyncio.create_task(send.SendStep(frozen, policy=policy, retry=retry).run(late))  # type: ignore[arg-type]
+        standing = asyncio.create_task(frozen.stands.wait())
+        await asyncio.wait({first, standing}, return_when=asyncio.FIRST_COMPLETED)
+        if first.done():
+            standing.cancel()
+            await first
+            return False
+        run.attempt = 2
+        await send.SendStep(server, policy=policy, retry=retry).run(run)
+        frozen.thaw.set()
+        with suppress(DulyError):
+            await first
+    assert bytes(server.files[NAME]) == content
+    assert server.files[f"{NAME}.done"].decode() == f"{digest}  {NAME}\n"
+    return True
+
+
+@pytest.mark.parametrize("replaces", [True, False])
+@pytest.mark.parametrize("answered", [True, False])
+async def test_an_attempt_that_wakes_up_late_takes_nothing_away(
+    tmp_path: Path, replaces: bool, answered: bool
+) -> None:
+    """Wherever it was frozen: the file and its marker are those of the one after it."""
+    features = replace(ALL, replaces=replaces)
+    at = 1
+    while await overtaken(tmp_path, features, at, answered):
+        at += 1
+    assert at > 20, "it was frozen at every call"

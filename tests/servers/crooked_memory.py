@@ -111,15 +111,16 @@ class Crooked:
         if offset == 0 or self.shortens:
             self.files[name] = bytearray()
         self.watch()
-        place = offset
+        place, content = offset, self.files[name]  # what is open stays so under another name
         while place < size_bytes:
             end = min(place + step_bytes, size_bytes)
             try:
                 what = self._begin()
             except FileTargetUnavailableError:
-                self._under_way(name, read, range(place, min(place + 2 * step_bytes, size_bytes)))
+                span = range(place, min(place + 2 * step_bytes, size_bytes))
+                self._under_way(content, read, span)
                 raise
-            self._put(name, read(place, end - place), place)
+            self._put(content, read(place, end - place), place)
             self._end(what)
             place = end
             if place < size_bytes:
@@ -130,26 +131,25 @@ class Crooked:
         self._end(what)
         yield size_bytes
 
-    def _put(self, name: str, data: bytes, place: int) -> None:
+    def _put(self, content: bytearray, data: bytes, place: int) -> None:
         self.sent_bytes += len(data)
         if self.drops:
             self.drops -= 1
             return
-        content = self.files[name]
         content.extend(bytes(max(0, place - len(content))))
         content[place : place + len(data)] = data
 
-    def _under_way(self, name: str, read: ReadAt, span: range) -> None:
+    def _under_way(self, content: bytearray, read: ReadAt, span: range) -> None:
         """What was sent and never answered arrives in part: its end, or its beginning."""
         middle = (span.start + span.stop) // 2
         start, stop = (middle, span.stop) if self.hole else (span.start, middle)
-        self._put(name, read(start, stop - start), start)
+        self._put(content, read(start, stop - start), start)
         self.watch()
 
     async def read(self, name: str, *, offset: int, size_bytes: int) -> AsyncGenerator[bytes, None]:
         """Give bytes in small pieces."""
         what = self._begin()
-        data = bytes(self.files[name][offset : offset + size_bytes])
+        data = bytes(self._content(name)[offset : offset + size_bytes])
         self._end(what)
         for place in range(0, len(data), 7):
             yield data[place : place + 7]
@@ -159,9 +159,14 @@ class Crooked:
         if not self.features.hashes:
             return None
         what = self._begin()
-        digest = hashlib.sha256(self.files[name]).hexdigest()
+        digest = hashlib.sha256(self._content(name)).hexdigest()
         self._end(what)
         return digest
+
+    def _content(self, name: str) -> bytearray:
+        if name not in self.files:
+            raise FileTargetError("No such file", code="FILE_TARGET_REFUSED")
+        return self.files[name]
 
     async def rename(self, old: str, new: str, *, replace: bool) -> None:
         """As declared, and as it pleases."""

@@ -187,8 +187,9 @@ class Delivery:
             temp=await session.look(held.temp) if held.temp else None,
             claim=await session.look(held.claim) if held.claim else None,
             final=await session.look(goal.name),
-            marker=await session.look(goal.marker) if goal.marker and held.verified else None,
         )
+        marker = await session.look(goal.marker) if goal.marker and held.verified else None
+        self._find(marker=marker, says=await self._says(session, marker))
 
     async def _give_up(self, move: Move) -> None:
         if move.forget:
@@ -318,9 +319,10 @@ class Delivery:
 
     async def _published(self) -> None:
         size = self._sealed.size_bytes
-        await self._keep(replace(self.held, published=True, acked_bytes=size))
+        await self._keep(replace(self.held, published=True, temp="", acked_bytes=size))
 
     async def _unmark(self, session: FileSession, move: Move) -> None:
+        await self._keep(self.held)  # nobody has come after us, whose marker it would be
         await session.remove(self._goal.marker)
 
     async def _rename(self, session: FileSession, move: Move) -> None:
@@ -352,20 +354,51 @@ class Delivery:
         await self._keep(replace(self.held, aside=""))
 
     async def _mark(self, session: FileSession, move: Move) -> None:
-        text = f"{self._sealed.sha256}  {self._sealed.name}\n".encode()
-        temp, marker = self._run_name("mark"), self._goal.marker
+        """Write the marker. Nothing here takes away one that says the same: who wakes up late in
+        the middle of it changes nothing.
+        """
+        marker, there = self._goal.marker, await session.look(self._goal.marker)
+        if not await self._says(session, there):
+            temp = await self._marker_file(session)
+            replaces = session.features.replaces
+            if there is not None and not replaces:
+                await session.remove(marker)
+            await self._keep(self.held)  # nobody has come after us
+            await session.rename(temp, marker, replace=replaces and there is not None)
+        failpoints.hit(failpoints.BATCH_MARKED)
+        await self._keep(replace(self.held, marked=True))
 
-        def read(offset: int, size: int) -> bytes:
-            return text[offset : offset + size]
-
-        sent = session.write(temp, read, size_bytes=len(text), offset=0, step_bytes=len(text))
+    async def _marker_file(self, session: FileSession) -> str:
+        """What becomes the marker, under a name of this attempt's."""
+        temp, text = self._own_name("mark"), self._marker_text
+        if self.held.temp not in ("", temp):
+            await session.remove(self.held.temp)  # of the attempt before
+        await self._keep(replace(self.held, temp=temp))
+        sent = session.write(
+            temp, _reader(text), size_bytes=len(text), offset=0, step_bytes=len(text)
+        )
         async with aclosing(sent):
             async for _ in sent:
                 pass
-        await session.remove(marker)  # of a try whose answer was lost
-        await session.rename(temp, marker, replace=False)
-        failpoints.hit(failpoints.BATCH_MARKED)
-        await self._keep(replace(self.held, marked=True))
+        return temp
+
+    @property
+    def _marker_text(self) -> bytes:
+        return f"{self._sealed.sha256}  {self._sealed.name}\n".encode()
+
+    async def _says(self, session: FileSession, there: Remote | None) -> bool:
+        """Whether the marker is the one of this content; of a server that shows nothing, no."""
+        text = self._marker_text
+        if there is None or there.size_bytes != len(text) or not session.features.reads:
+            return False
+        try:
+            return await matches(session, self._goal.marker, _reader(text), span=range(len(text)))
+        except FileTargetError:  # the receiver has taken it
+            return False
+
+
+def _reader(text: bytes) -> ReadAt:
+    return lambda offset, size: text[offset : offset + size]
 
 
 async def matches(session: FileSession, name: str, read: ReadAt, *, span: range) -> bool:

@@ -123,7 +123,8 @@ class Held:
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What the other side shows now, and what was found out over this connection. window: whether
-    the bytes before the offset are ours. same: whether the file under the final name is ours.
+    the bytes before the offset are ours. same: whether the file under the final name is ours. says:
+    whether the marker is already the one of this content.
     refused: ways of taking the final name that were refused, and whether it was taken then.
     """
 
@@ -133,6 +134,7 @@ class Seen:
     marker: Remote | None = None
     window: bool | None = None
     same: bool | None = None
+    says: bool = False
     refused: frozenset[tuple[Way, bool]] = frozenset()
 
 
@@ -212,7 +214,7 @@ def _upload(goal: Goal, held: Held, seen: Seen, *, features: FileFeatures) -> Mo
 
 
 def _publish(goal: Goal, held: Held, seen: Seen, *, features: FileFeatures) -> Move:
-    if seen.marker is not None:
+    if seen.marker is not None and not seen.says:  # one that does is of an attempt after ours
         return Move(Act.UNMARK)
     taken = seen.final is not None
     for way in _ways(goal, taken, features):

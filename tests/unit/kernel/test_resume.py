@@ -98,6 +98,8 @@ def test_only_a_verified_file_is_renamed() -> None:
     assert move(READY, temp=Remote(100)) == (Act.RENAME, Way.PLAIN)
     marked = replace(GOAL, marker="pay.csv.done")
     assert move(READY, marked, temp=Remote(100), marker=Remote(1)) == (Act.UNMARK, 0)
+    found = move(READY, marked, temp=Remote(100), marker=Remote(1), says=True)
+    assert found == (Act.RENAME, Way.PLAIN)
 
 
 def ways(goal: Goal, features: FileFeatures, held: Held, *, taken: bool) -> list[object]:
