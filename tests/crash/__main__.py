@@ -14,8 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.crash import batch, batch_cell, gtx, planted, report
-from tests.crash.defer import defer_rows
+from tests.crash import batch, batch_cell, defer, gtx, planted, report
 from tests.crash.nursery import ROOT
 from tests.crash.pairs import (
     CAPTURES,
@@ -57,7 +56,7 @@ def rows(given: argparse.Namespace, place: Place) -> dict[str, Callable[[], Resu
         orders = orders_for(pair, kills, given.seed, minutes=minutes)
         found[f"crash {pair}"] = lambda pair=pair, orders=orders: run_pair(pair, orders, place)  # type: ignore[misc]
     half = gtx.scenes(given.seed, place, kills=max(1, given.kills // 2), minutes=given.minutes)
-    whole = defer_rows(given.kills, given.seed, place)
+    whole = defer.defer_rows(given.kills, given.seed, place, minutes=given.minutes or defer.MINUTES)
     files = batch.scenes(given.seed, place, kills=given.kills)
     files[batch_cell.NAME] = lambda: batch_cell.run(place, seed=given.seed)
     return found | planted.every_scene(given.seed, place) | half | whole | files

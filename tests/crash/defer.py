@@ -57,6 +57,7 @@ BACKLOG_MAX = 60
 PATIENCE_SECONDS = 6.0
 SETTLE_SECONDS = 90.0
 STOP_SECONDS = 20.0
+MINUTES = 40.0
 SLOW_KILLS = 20
 RECOVERY_SECONDS_MAX = 30.0
 TABLES = """
@@ -71,7 +72,7 @@ OPEN = (
 
 
 def defer_rows(
-    kills: int, seed: int, place: Place, *, minutes: float = 40.0
+    kills: int, seed: int, place: Place, *, minutes: float = MINUTES
 ) -> dict[str, Callable[[], Result]]:
     """The row by its name."""
     return {NAME: partial(run_defer, kills, seed, place, minutes=minutes)}
@@ -86,7 +87,7 @@ class _Child:
 
 
 def run_defer(
-    kills: int, seed: int, place: Place, *, minutes: float = 40.0, slow_kills: int = SLOW_KILLS
+    kills: int, seed: int, place: Place, *, minutes: float = MINUTES, slow_kills: int = SLOW_KILLS
 ) -> Result:
     """One run. Never raises for what the run finds. slow_kills: those at the production lease."""
     folder = place.folder / f"defer-{now():.6f}"
