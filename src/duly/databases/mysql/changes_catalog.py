@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from duly.databases.mysql.changes_place import file_number
+from duly.databases.mysql.changes_zstd import can_unzstd
 from duly.errors import ConfigurationError
 from duly.ports import Finding, Severity
 from duly.sources import TableSpec
@@ -45,6 +46,7 @@ _ASKED = (
     *_ENOUGH,
     "binlog_expire_logs_seconds",
     "binlog_row_value_options",
+    "binlog_transaction_compression",
     "expire_logs_days",
     "log_bin",
     "server_id",
@@ -249,6 +251,9 @@ def _of_server(server: Server) -> Iterator[Finding]:
         text = "binlog_row_value_options leaves parts of JSON values out"
         fix = "SET GLOBAL binlog_row_value_options = ''"
         yield Finding("CDC_ROW_IMAGE", Severity.RED, text, fix)
+    if settings.get("binlog_transaction_compression") == "ON" and not can_unzstd():
+        text = "transactions are compressed, and zstandard is not installed"
+        yield Finding("BINLOG_ZSTD", Severity.RED, text, "pip install 'duly[mysql,zstd]'")
     if settings.get("server_id", "0") == "0":
         fix = "SET GLOBAL server_id = 1, and in the server's option file"
         yield Finding("CDC_SERVER_ID", Severity.RED, "server_id is 0: nobody may read the log", fix)

@@ -7,10 +7,16 @@ what comes out is bounded by what the event says it is, whatever the frames insi
 from __future__ import annotations
 
 import io
+from importlib.util import find_spec
 
 from duly.errors import MissingExtraError
 
-__all__ = ["unzstd"]
+__all__ = ["can_unzstd", "unzstd"]
+
+
+def can_unzstd() -> bool:
+    """Whether the package is there."""
+    return find_spec("zstandard") is not None
 
 
 def unzstd(data: bytes, size: int) -> bytes:

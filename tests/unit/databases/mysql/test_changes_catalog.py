@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from duly.databases.mysql import changes_catalog
 from duly.databases.mysql.changes_catalog import (
     Log,
     Server,
@@ -100,6 +101,16 @@ def test_a_log_that_does_not_say_enough_is_refused(
         refuse_server(catalog.server)
     assert caught.value.code == code
     assert code in codes(catalog)
+
+
+def test_packed_transactions_ask_for_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = Catalog({"binlog_transaction_compression": "ON"})
+    assert codes(catalog) == ["CDC_BINLOG"]
+    monkeypatch.setattr(changes_catalog, "can_unzstd", lambda: False)
+    assert "BINLOG_ZSTD" in codes(catalog)
+    with pytest.raises(ConfigurationError, match="zstd") as caught:
+        refuse_server(catalog.server)
+    assert caught.value.code == "BINLOG_ZSTD"
 
 
 def test_a_log_that_is_dropped_within_a_day_is_weak() -> None:
