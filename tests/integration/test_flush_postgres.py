@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.rows import dict_row, namedtuple_row
 
 import duly
 from duly import App, Event
@@ -51,6 +52,37 @@ def test_messages_of_a_connection_in_another_encoding(
         ).fetchall()
     keys = [*words, None, None, None]
     assert rows == list(zip(ids, keys, words * 2, strict=True))
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"row_factory": dict_row},
+        {"cursor_factory": psycopg.RawCursor},
+        {"cursor_factory": psycopg.ClientCursor, "row_factory": namedtuple_row},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_rows_and_cursors_of_a_connection_are_its_users_own(
+    app: App, postgres_url: str, chosen: dict[str, Any], count: int
+) -> None:
+    with psycopg.connect(postgres_url, **chosen) as connection, duly.atomic(connection):
+        for key in range(count):
+            app.publish(connection, Said(text=f"'{key}\\"), key=key)
+    with psycopg.connect(postgres_url) as connection:
+        assert [row[0] for row in connection.execute(STORED)] == [f"'{n}\\" for n in range(count)]
+
+
+async def test_the_rows_of_an_async_connection_are_its_users_own(
+    app: App, postgres_url: str
+) -> None:
+    connect = psycopg.AsyncConnection.connect
+    async with await connect(postgres_url, row_factory=dict_row) as connection:
+        async with duly.atomic(connection):
+            app.publish(connection, Said(text="x"), key="k")
+        stored = await (await connection.execute(STORED)).fetchall()
+    assert [list(row.values()) for row in stored] == [["x"]]
 
 
 # --- deferred constraints -------------------------------------------------------------------------

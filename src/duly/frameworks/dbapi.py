@@ -454,19 +454,28 @@ def _execute(connection: Any, outlet: Outlet, statement: Statement) -> Result:
 
 
 def _cursor(connection: Any) -> Any:
-    """A plain one, whatever class of cursor the user has chosen."""
-    if _is_mysql(connection):
+    """A plain one that gives tuples, whatever cursors and rows the user has chosen."""
+    driver = _driver(connection.__class__)
+    if driver is _Driver.MYSQL:
         from pymysql.cursors import Cursor
 
         return connection.cursor(Cursor)
-    return connection.cursor()
+    if driver is _Driver.SQLITE:
+        cursor = connection.cursor()
+        cursor.row_factory = None
+        return cursor
+    import psycopg
+    from psycopg.rows import tuple_row
+
+    plain = psycopg.AsyncCursor if driver is _Driver.PSYCOPG_ASYNC else psycopg.Cursor
+    return plain(connection, row_factory=tuple_row)
 
 
 async def _execute_async(connection: Any, outlet: Outlet, statement: Statement) -> Result:
     calls = outlet.prepare(statement)
     try:
         for sql, values, many in calls:
-            cursor = connection.cursor()
+            cursor = _cursor(connection)
             await (cursor.executemany(sql, values) if many else cursor.execute(sql, values))
         rows = [tuple(row) for row in await cursor.fetchall()] if cursor.description else []
         result = Result(rows, cursor.rowcount)

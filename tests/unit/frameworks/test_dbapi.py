@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,18 @@ def test_publish_stores_at_once_in_the_open_transaction(
         conn.execute(end)
     conn.close()
     assert look(path) == ([1], [1])
+
+
+def test_rows_of_the_users_own_making(app: TestApp, conn: sqlite3.Connection) -> None:
+    """The recipe of the sqlite3 documentation: rows as dicts."""
+    conn.row_factory = lambda cursor, row: {
+        told[0]: value for told, value in zip(cursor.description, row, strict=True)
+    }
+    conn.execute("BEGIN")
+    app.publish(conn, placed(1))
+    conn.execute("COMMIT")
+    stored = conn.execute("SELECT payload FROM duly_outbox").fetchall()
+    assert [json.loads(row["payload"]) for row in stored] == [{"order_id": 1}]
 
 
 def test_where_the_driver_begins_by_itself_the_commit_is_the_users(
