@@ -14,6 +14,7 @@ from bench.rss import rss_bytes
 from duly import App
 
 WARM = 2_000
+TASKS_MAX = 1_000  # of a pool
 
 
 def work(n: int) -> int:
@@ -70,7 +71,7 @@ def main(given: dict[str, Any]) -> None:
         seconds / given["count"] * 1e6,
         workers=given["workers"],
         thread_kib=thread_kib,
-        task_kib=task_kib(app, 10 * threads),
+        task_kib=task_kib(app, min(10 * threads, TASKS_MAX)),
         waiting_bytes=round((queued - begun) / waiting),
     )
 

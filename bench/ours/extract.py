@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ from typing import Any
 import psycopg
 
 from bench.ours.shop import arguments, tell
+from bench.rss import peak_bytes
 from duly.adapters import make_row_source
 from duly.batch.extract import Query
 from duly.batch.formats.csv_file import CsvFile
@@ -83,13 +83,12 @@ def main(given: dict[str, Any]) -> None:
     seconds = time.perf_counter() - began
     context.close()
     manifest = read_manifest(spool)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     tell(
         manifest.rows / seconds,
         bytes=manifest.size_bytes,
         sha256=manifest.sha256,
         checkpoints=context.saves,
-        peak_mb=peak,
+        peak_mb=peak_bytes() >> 20,
     )
 
 
