@@ -101,7 +101,7 @@ def told(change: Change, form: Form, *, tombstones: bool) -> Iterator[Told]:
     key, before, after = change.key, change.before, change.after
     old = _old_key(key, before) if change.op == "update" and before is not None else key
     if change.op == "delete" or old != key:
-        gone = _key_text(form.row(old))
+        gone = _key(old, form)
         yield Told(gone, Envelope(None if before is None else form.gone(before), None, "d"))
         if tombstones:
             yield Told(gone, None)
@@ -112,13 +112,21 @@ def told(change: Change, form: Form, *, tombstones: bool) -> Iterator[Told]:
         op = "c"
     elif op == "u" and before is not None and Absent not in map(type, before.values()):
         shown = form.row(before)
-    yield Told(_key_text(form.row(key)), Envelope(shown, form.row(after), op))
+    yield Told(_key(key, form), Envelope(shown, form.row(after), op))
 
 
 def _old_key(key: Row, before: Row) -> Row:
     """What named the row before an update, as far as the log says."""
     old = {name: before.get(name, ABSENT) for name in key}
     return {name: key[name] if one is ABSENT else one for name, one in old.items()}
+
+
+def _key(row: Row, form: Form) -> str:
+    if len(row) == 1:
+        [(name, value)] = row.items()
+        if type(value) is int:  # the usual one; a whole number is told as it is
+            return f"{{{_name_text(name)}: {value}}}"
+    return _key_text(form.row(row))
 
 
 def _key_text(key: Row) -> str:
