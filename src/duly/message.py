@@ -156,7 +156,7 @@ def new_id() -> str:
 
 
 def _forget_tails() -> None:
-    """In a child process: those that are left are its parent's."""
+    """In a child process: those that are left are its parent's, and so is who holds the lock."""
     global _tails, _id_lock
     _tails, _id_lock = iter(()), threading.Lock()
 

@@ -5,8 +5,8 @@ connection may never ask a group's coordinator again (librdkafka 2.16). It is cl
 left to the garbage collector, which may run in a thread of another client and wait there for ever
 (confluent-kafka-python #975, #2131). A group's offsets are read and set by a consumer that joins
 nothing: the admin client ends the process when the coordinator has moved (librdkafka #5040).
-Invariant: every call has a timeout, and one that fails says
-why: a refused login or certificate is reported beside the call, which itself only times out.
+Invariant: every call has a timeout, and one that fails says why: a refused login or certificate is
+reported beside the call, which itself only times out.
 """
 
 from __future__ import annotations
@@ -99,7 +99,12 @@ class Control:
 
         known: codes that are an answer too, told as an empty list.
         """
-        named = {"group.id": group, "enable.auto.commit": False, "error_cb": self._errors.report}
+        named = {
+            "group.id": group,
+            "enable.auto.commit": False,
+            "session.timeout.ms": int(SINGLE_SECONDS * 1000),  # of a commit: it has no other
+            "error_cb": self._errors.report,
+        }
         end = time.monotonic() + CALL_SECONDS
         consumer = Consumer(self.settings.client() | named)
         try:
