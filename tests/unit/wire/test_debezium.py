@@ -188,5 +188,24 @@ def test_a_key_of_which_the_log_does_not_say_what_it_was_has_not_changed() -> No
     assert events(change("update", before, NEW)) == [Told(KEY, Envelope(None, NEW, "u"))]
 
 
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ({"id": 7}, '{"id": 7}'),
+        ({'n"o': -1}, '{"n\\"o": -1}'),
+        ({"id": "a"}, '{"id": "a"}'),
+        ({"paid": True}, '{"paid": true}'),
+        ({"day": date(1970, 1, 3)}, '{"day": 2}'),
+        ({"shop": 1, "no": 2}, '{"shop": 1, "no": 2}'),
+    ],
+    ids=str,
+)
+def test_keys_of_one_and_of_several_columns(key: dict[str, Any], expected: str) -> None:
+    row = {**key, "x": 1}
+    made = Change("s", "t", "create", key, None, row, "1", 0)
+    gone = Change("s", "t", "delete", key, row, None, "1", 0)
+    assert {one.key for change in (made, gone) for one in events(change)} == {expected}
+
+
 def test_an_emptied_table_is_left_out() -> None:
     assert events(change("truncate", None, None)) == []
