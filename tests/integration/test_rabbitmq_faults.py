@@ -208,16 +208,19 @@ async def test_frames_in_pieces(rabbitmq_url: str, slice_bytes: int) -> None:
 
 async def test_receiving_survives_cuts(rabbitmq_url: str) -> None:
     topic = event()
-    sent = [message(topic, n, payload=b"z" * 500) for n in range(2000)]
+    sent: list[Message] = []
     spec = SubscriptionSpec("readers", (topic,), prefetch=100)
     async with behind_proxy(rabbitmq_url) as (broker, proxy), direct(rabbitmq_url) as other:
         await declared(broker, topic)
-        await publish_until_confirmed(other, sent)
         receiver = Receiver(await broker.subscribe(spec), acking=True)
-        for _ in range(4):
-            seen = len(receiver.ids)
-            await receiver.until(lambda seen=seen: len(receiver.ids) > seen)  # type: ignore[misc]
+        for cut in range(4):  # each has messages of its own, which come while it happens
+            some = [message(topic, 500 * cut + n, payload=b"z" * 500) for n in range(500)]
+            publishing = asyncio.create_task(publish_until_confirmed(other, some))
+            new = {m.id for m in some}
+            await receiver.until(lambda new=new: not new.isdisjoint(receiver.ids))  # type: ignore[misc]
             await asyncio.to_thread(proxy.cut)
+            await publishing
+            sent += some
         wanted = {m.id for m in sent}
         await receiver.until(lambda: wanted <= set(receiver.ids), 30.0)
         await receiver.close()

@@ -150,7 +150,7 @@ class Driver:
         time.sleep(self._random.random() * _LOOK_EVERY_SECONDS)
         assert self._worker is not None
         status = self._worker.kill()
-        behind = self._behind()
+        behind = self._meter.behind()
         self._screen.say(f"SIGKILL at a random point, {behind:,} events behind")
         self._recover("random", status, behind)
 
@@ -160,7 +160,7 @@ class Driver:
         dying, self._worker = self._worker, None
         self._wait(lambda: dying.status is not None, "the kill between gateway call and record")
         status = dying.status or 0
-        behind = self._behind()
+        behind = self._meter.behind()
         self._screen.say(
             "SIGKILL between a gateway call and its record: "
             f"{self._gateway.sent:,} sent, {self._meter.effects():,} recorded"
@@ -197,10 +197,6 @@ class Driver:
         child = Child(module, self._setup, log=self._folder / f"{module}.log")
         self._children.append(child)
         return child
-
-    def _behind(self) -> int:
-        counts = self._look()
-        return counts.written - min(counts.destinations, counts.carriers)
 
     def _backlog_is_done(self) -> bool:
         backlog = sum(self._stages[:2])

@@ -1,6 +1,6 @@
 """How far everybody is, read from outside while it runs.
 
-Owns three sums and a count, asked on a connection of its own with plain SQL; nothing is kept
+Owns some sums and counts, asked on a connection of its own with plain SQL; nothing is kept
 between two looks, so what is shown is what is committed.
 """
 
@@ -18,6 +18,11 @@ _COUNTS = text("""
     SELECT (SELECT COALESCE(SUM(flights), 0) FROM duly_demo_destinations),
         (SELECT COALESCE(SUM(flights), 0) FROM duly_demo_carrier_days),
         (SELECT COUNT(*) FROM duly_demo_notices)
+""")
+_BEHIND = text("""
+    SELECT (SELECT COUNT(*) FROM duly_demo_flights),
+        (SELECT COALESCE(SUM(flights), 0) FROM duly_demo_destinations),
+        (SELECT COALESCE(SUM(flights), 0) FROM duly_demo_carrier_days)
 """)
 _EFFECTS = text("SELECT COUNT(*) FROM duly_demo_effect WHERE state = 'done'")
 _HANDLED = text("SELECT COUNT(*) FROM duly_demo_inbox WHERE status = 'done'")
@@ -42,6 +47,13 @@ class Meter:
         """How far the consumers are; written: what the airline has said of itself."""
         destinations, carriers, told = self._connection.execute(_COUNTS).one()
         return Counts(written, int(destinations), int(carriers), int(told))
+
+    def behind(self) -> int:
+        """How many flights are committed that one of the projections does not have yet. Asks the
+        airline's table: what the airline says of itself comes now and then, and may be old.
+        """
+        written, *handled = map(int, self._connection.execute(_BEHIND).one())
+        return written - min(handled)
 
     def effects(self) -> int:
         """How many gateway calls are recorded with their result."""
