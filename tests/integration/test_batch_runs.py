@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor as Pool
+from contextlib import closing, suppress
 from datetime import date
 from typing import Any
 
@@ -28,7 +29,7 @@ from duly.batch.runs import (
 from duly.errors import RunActiveError, StaleLeaseError, WrongStatusError
 from duly.kernel import runs
 from duly.kernel.runs import CRASHES_MAX
-from duly.ports import Connection, Statement
+from duly.ports import Connection, Statement, Steps
 from duly.runtime.role_lease import RoleLease
 from tests.unit.batch.world import BY, Script, add_job
 
@@ -42,6 +43,12 @@ def app(request: pytest.FixtureRequest) -> Iterator[App]:
     add_job(made, Script())
     yield made
     made.close()
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    with Pool(1) as made:
+        yield made
 
 
 @pytest.fixture
@@ -105,6 +112,64 @@ async def test_an_attempt_stores_until_another_one_begins(app: App, connection: 
         await lease.leave()
 
 
+def meanwhile(steps: Steps[Any], behind: str, other: Callable[[], Any]) -> Steps[Any]:
+    """Steps, with something else going on behind one of them: to its end or until it waits."""
+    answer: Any = None
+    try:
+        while True:
+            statement = steps.send(answer)
+            answer = yield statement
+            if statement.name == behind:
+                with suppress(TimeoutError):
+                    other().result(0.5)
+    except StopIteration as end:
+        return end.value
+
+
+async def test_an_attempt_knows_all_that_was_stored_before_it(app: App, pool: Pool) -> None:
+    instance = app.batches.start("lines", DAY, by=BY).instance
+    lease = lease_of(app, instance)
+    assert await lease.take()
+    with closing(app.database.connect()) as connection, closing(app.database.connect()) as another:
+        begun = begin(connection, lease, instance)
+        connection.run(save(begun.row, checkpoint(5), got_on=True))
+        storing: list[Future[None]] = []
+
+        def store() -> Future[None]:
+            steps = save(begun.row, checkpoint(6), got_on=True)
+            storing.append(pool.submit(another.run, steps))
+            return storing[0]
+
+        given = {"definition": "one", "on_change": "refuse", "owner": "host:1", "spool": "t"}
+        steps = claim(instance, lease=lease.values(), **given)  # type: ignore[arg-type]
+        again = connection.run(meanwhile(steps, "checkpoint.of", store))
+        (error,) = [one.exception(30) for one in storing]
+        assert isinstance(again, Claimed)
+        assert isinstance(error, StaleLeaseError), "stored behind the back of who had begun"
+        assert again.checkpoints["extract"].rows == 5
+        assert connection.run(checkpoints(instance))["extract"].rows == 5
+    await lease.leave()
+
+
+async def test_a_wish_to_stop_is_not_lost_where_an_attempt_ends(app: App, pool: Pool) -> None:
+    instance = app.batches.start("lines", DAY, by=BY).instance
+    lease = lease_of(app, instance)
+    assert await lease.take()
+    with closing(app.database.connect()) as connection:
+        begun = begin(connection, lease, instance)
+        asking: list[Future[Any]] = []
+
+        def stop() -> Future[Any]:
+            asking.append(pool.submit(app.batches.stop, instance, by=BY))
+            return asking[0]
+
+        steps = conclude(begun.row, lambda run: runs.broken(run, again=True), error="E: no")
+        connection.run(meanwhile(steps, "run.read", stop))
+        assert asking[0].result(30).status == "stopped"
+        assert connection.run(read(instance)).status == "stopped"
+    await lease.leave()
+
+
 async def test_what_keeps_a_run_from_another_attempt(app: App, connection: Connection) -> None:
     instance = app.batches.start("lines", DAY, by=BY).instance
     lease = lease_of(app, instance)
@@ -145,7 +210,7 @@ def test_an_instance_is_made_once_however_many_start_it(app: App) -> None:
     def start(_: int) -> bool:
         return app.batches.start("lines", DAY, by=BY).changed
 
-    with ThreadPoolExecutor(8) as pool:
+    with Pool(8) as pool:
         assert sum(pool.map(start, range(24))) == 1
     (row,) = app.batches.runs()
     with closing(app.database.connect()) as connection:

@@ -39,6 +39,7 @@ __all__ = [
     "conclude",
     "find",
     "listed",
+    "locked",
     "move",
     "owner_of",
     "read",
@@ -161,6 +162,14 @@ def read(instance: str) -> Steps[RunRow]:
     return row
 
 
+def locked(instance: str) -> Steps[RunRow]:
+    """As ``read``, for who goes on to change it: until the transaction ends nobody else changes the
+    run, and nothing that was read with it grows old.
+    """
+    yield Statement("run.lock", {"instance": instance})
+    return (yield from read(instance))
+
+
 def listed(*, job: str, status: str, limit: int) -> Steps[list[RunRow]]:
     """The newest runs; of any job or in any status where these are empty."""
     values = {"job": job, "status": status, "limit": limit}
@@ -254,7 +263,7 @@ def claim(
     """
     if not (yield Statement("lease.guard", lease)).rows:
         raise StaleLeaseError(f"the run {instance} was taken over")
-    row = yield from read(instance)
+    row = yield from locked(instance)  # before the checkpoints: an older attempt may be storing one
     yield Statement("attempt.lost", {"instance": instance})
     known = yield from checkpoints(instance)
     changed = bool(known) and row.definition not in ("", definition)
@@ -321,7 +330,7 @@ def conclude(
     """End the attempt: the run and its attempt change together. change: what it makes of the run
     as it is now. Raises StaleLeaseError when it was put out.
     """
-    now = yield from read(row.instance)
+    now = yield from locked(row.instance)  # what an operator asks for meanwhile must not be lost
     if now.token != row.token or now.status != "running":
         raise StaleLeaseError(f"attempt {row.attempt} of {row.instance} was put out")
     run = change(now.run)

@@ -31,6 +31,7 @@ from duly.batch.runs import (
     checkpoints,
     find,
     listed,
+    locked,
     move,
     owner_of,
     read,
@@ -43,7 +44,6 @@ from duly.errors import (
     OperatorError,
     RunActiveError,
     SchemaError,
-    StaleLeaseError,
     TransactionConflictError,
     WrongStatusError,
 )
@@ -241,7 +241,9 @@ class Batches:
         return self.rerun(instance, by=by, from_step=last, request=request)
 
     def stop(self, instance: str, *, by: By, request: str = "") -> Acted:
-        """Stop a run at its next safe point; one that is only due, at once."""
+        """Stop a run at its next safe point, or where its attempt fails; one that is only due, at
+        once.
+        """
         return self._decide("stop", instance, by=by, request=request)
 
     def kill(self, instance: str, *, by: By, request: str = "") -> Acted:
@@ -332,7 +334,7 @@ class Batches:
         self, verb: str, instance: str, *, by: By, request: str, from_step: str | None = None
     ) -> Acted:
         def steps() -> Steps[Acted]:
-            row = yield from read(instance)
+            row = yield from locked(instance)
             if request:
                 done = yield Statement("run.asked", _asked(instance, verb, request))
                 if done.rows:
@@ -348,10 +350,7 @@ class Batches:
                 yield Statement("checkpoint.drop", values)
             elif run == row.run:
                 return Acted(instance, row.status, changed=False)
-            try:
-                row = yield from move(row, run)
-            except StaleLeaseError as error:
-                raise TransactionConflictError(f"the run {instance} changed meanwhile") from error
+            row = yield from move(row, run)
             detail["status"] = row.status
             yield _audit(verb, instance, by=by, request=request, detail=detail)
             return Acted(instance, row.status, changed=True)

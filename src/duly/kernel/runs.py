@@ -13,7 +13,7 @@
     ----------+---------------------------------------+---------------------------------------
     restart   | failed, stopped                       | due, from the last checkpoints
     rerun     | due, failed, stopped, done, abandoned | due, checkpoints from a step on dropped
-    stop      | due; running                          | stopped; at its next safe point
+    stop      | due; running                          | stopped; at its next safe point or error
     kill      | due, running                          | stopped, at once: the attempt is fenced
     abandon   | due, failed, stopped                  | abandoned
 
@@ -97,9 +97,11 @@ def ended(run: Run) -> Run:
 
 
 def broken(run: Run, *, again: bool) -> Run:
-    """The attempt failed. again: it is worth another one."""
+    """The attempt failed. again: it is worth another one, where no person wanted it to stop."""
     _require(run, "running")
-    return run._replace(status="due" if again else "failed", wanted="")
+    if not again:
+        return run._replace(status="failed", wanted="")
+    return run._replace(status="stopped" if run.wanted else "due", wanted="")
 
 
 def given_back(run: Run) -> Run:

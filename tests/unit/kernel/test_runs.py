@@ -31,8 +31,14 @@ def test_what_is_not_running_cannot_get_on_or_end(change: object) -> None:
 
 
 def test_an_error_waits_for_its_next_attempt_or_for_a_person() -> None:
-    running = Run("running", attempt=1, tries=1, token=1, wanted="stop")
+    running = Run("running", attempt=1, tries=1, token=1)
     assert runs.broken(running, again=True) == Run("due", 1, 1, 1)
+    assert runs.broken(running, again=False) == Run("failed", 1, 1, 1)
+
+
+def test_no_other_attempt_follows_where_a_person_wanted_it_to_stop() -> None:
+    running = Run("running", attempt=1, tries=1, token=1, wanted="stop")
+    assert runs.broken(running, again=True) == Run("stopped", 1, 1, 1)
     assert runs.broken(running, again=False) == Run("failed", 1, 1, 1)
 
 

@@ -13,6 +13,10 @@ SELECT instance, job, params, definition, status, attempt, tries, token, wanted,
     TIMESTAMPDIFF(MICROSECOND, '1970-01-01', ended_at) / 1e6
 FROM duly_run WHERE instance = %(instance)s
 
+-- name: run.lock
+-- Until the end of the transaction nobody else changes the run, nor stores how far it is.
+SELECT 1 FROM duly_run WHERE instance = %(instance)s FOR UPDATE
+
 -- name: run.list
 SELECT instance, job, params, definition, status, attempt, tries, token, wanted, owner, last_error, scheduled_for,
     TIMESTAMPDIFF(MICROSECOND, '1970-01-01', due_at) / 1e6,

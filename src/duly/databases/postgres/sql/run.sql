@@ -9,6 +9,10 @@ SELECT instance, job, params, definition, status, attempt, tries, token, wanted,
     extract(epoch FROM due_at)::float8, extract(epoch FROM created_at)::float8, extract(epoch FROM started_at)::float8, extract(epoch FROM moved_at)::float8, extract(epoch FROM ended_at)::float8
 FROM duly_run WHERE instance = %(instance)s
 
+-- name: run.lock
+-- Until the end of the transaction nobody else changes the run, nor stores how far it is.
+SELECT 1 FROM duly_run WHERE instance = %(instance)s FOR NO KEY UPDATE
+
 -- name: run.list
 SELECT instance, job, params, definition, status, attempt, tries, token, wanted, owner, last_error, scheduled_for,
     extract(epoch FROM due_at)::float8, extract(epoch FROM created_at)::float8, extract(epoch FROM started_at)::float8, extract(epoch FROM moved_at)::float8, extract(epoch FROM ended_at)::float8

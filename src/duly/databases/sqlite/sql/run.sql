@@ -9,6 +9,10 @@ SELECT instance, job, params, definition, status, attempt, tries, token, wanted,
     due_at, created_at, started_at, moved_at, ended_at
 FROM duly_run WHERE instance = :instance
 
+-- name: run.lock
+-- Nothing to lock: whoever changes something is alone.
+SELECT 1 FROM duly_run WHERE instance = :instance
+
 -- name: run.list
 SELECT instance, job, params, definition, status, attempt, tries, token, wanted, owner, last_error, scheduled_for,
     due_at, created_at, started_at, moved_at, ended_at
