@@ -1,4 +1,4 @@
-"""Columns of text and of bytes as PostgreSQL's binary arrays, for psycopg.
+"""Columns of text, of bytes and of whole numbers as PostgreSQL's binary arrays, for psycopg.
 
 Owns the form of an array on the wire (PostgreSQL's ``array_send``): its dimensions, then each value
 behind its length.  psycopg makes one value by value; here a column of one value many times over is
@@ -10,18 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import repeat
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from psycopg.abc import AdaptContext
 
-__all__ = ["columns", "register"]
+__all__ = ["Numbers", "columns", "register"]
 
 _HEAD: Final = Struct(">iiIii").pack  # dimensions, whether with NULL, type, how many, the first is
 _LENGTH: Final = Struct(">i").pack
 _NULL: Final = _LENGTH(-1)
-_TEXT, _TEXTS, _BYTEA, _BYTEAS = 25, 1009, 17, 1001  # PostgreSQL's numbers of the types
+_NUMBER: Final = Struct(">iq").pack
+_NOTHING: Final = Struct(">iii").pack
+_TEXT, _TEXTS, _BYTEA, _BYTEAS, _INT8, _INT8S = 25, 1009, 17, 1001, 20, 1016  # PostgreSQL's numbers
 
 
 class Texts(list[Any]):
@@ -30,6 +33,10 @@ class Texts(list[Any]):
 
 class Blobs(list[Any]):
     """bytes or None, at least one."""
+
+
+class Numbers(list[Any]):
+    """int, as ``bigint``; may be empty."""
 
 
 def columns(rows: Sequence[Any]) -> dict[str, list[Any]]:
@@ -42,7 +49,9 @@ def _column(values: list[Any]) -> list[Any]:
     if first is None:
         first = next((one for one in values if one is not None), None)
     kind = _KINDS.get(type(first))
-    return values if kind is None else kind(values)
+    if kind is None or (kind is Numbers and set(map(type, values)) != {int}):
+        return values
+    return kind(values)
 
 
 @cache
@@ -70,7 +79,17 @@ def register() -> None:
         def dump(self, obj: Any) -> bytes:
             return _array(obj, _BYTEA, bytes)
 
+    class NumbersDumper(Dumper):
+        format = Format.BINARY
+        oid = _INT8S
+
+        def dump(self, obj: Any) -> bytes:
+            if not obj:
+                return _NOTHING(0, 0, _INT8)
+            return _HEAD(1, 0, _INT8, len(obj), 1) + b"".join(map(_NUMBER, repeat(8), obj))
+
     adapters.register_dumper(Texts, TextsDumper)
+    adapters.register_dumper(Numbers, NumbersDumper)
     adapters.register_dumper(Blobs, BlobsDumper)
 
 
@@ -92,4 +111,8 @@ def _array(values: Sequence[Any], kind: int, encode: Callable[[Any], bytes]) -> 
     return b"".join(parts)
 
 
-_KINDS: Final[dict[type, Callable[[list[Any]], list[Any]]]] = {str: Texts, bytes: Blobs}
+_KINDS: Final[dict[type, Callable[[list[Any]], list[Any]]]] = {
+    str: Texts,
+    bytes: Blobs,
+    int: Numbers,
+}

@@ -193,7 +193,10 @@ class PostgresDatabase:
             statement = Statement(statement.name, {"namespace": self._namespace % 2**32})
         sql = self._sql[statement.name]
         if statement.many is None:
-            return [(text, statement.params, False) for text in sql.texts]
+            params = statement.params
+            if "busy" in params:  # thousands of ids, at every read
+                params = {**params, "busy": arrays.Numbers(params["busy"])}
+            return [(text, params, False) for text in sql.texts]
         if sql.arrays:
             return [(text, arrays.columns(statement.many), False) for text in sql.texts]
         return [(text, statement.many, True) for text in sql.texts]

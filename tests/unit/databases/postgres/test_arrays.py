@@ -23,6 +23,7 @@ COLUMNS: list[list[Any]] = [
     [b"\x00\xff", b""],
     [b"same", b"same"],
     [None, b"x"],
+    [2**40, -1, 0, -(2**63)],
 ]
 
 
@@ -59,6 +60,19 @@ def test_a_connection_that_was_opened_before_sends_the_same(values: list[Any]) -
     assert sent(column, plain()) == sent(values, plain())
 
 
-@pytest.mark.parametrize("values", [[1, 2], [None, None], [True]])
+def test_numbers_are_bigint_however_small_and_few() -> None:
+    bigint = sent([2**40], plain())[0]
+    assert sent(arrays.Numbers([1, -2]), psycopg.adapters) == (
+        bigint,
+        bytes.fromhex("00000001 00000000 00000014 00000002 00000001")
+        + bytes.fromhex("00000008 0000000000000001 00000008 fffffffffffffffe"),
+    )
+    assert sent(arrays.Numbers(), psycopg.adapters) == (
+        bigint,
+        bytes.fromhex("00000000 00000000 00000014"),
+    )
+
+
+@pytest.mark.parametrize("values", [[1, None], [None, None], [True], [1, True], [1.5], [1, 1.5]])
 def test_other_columns_are_left_to_psycopg(values: list[Any]) -> None:
     assert type(arrays.columns([{"x": one} for one in values])["x"]) is list

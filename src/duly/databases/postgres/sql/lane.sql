@@ -1,14 +1,15 @@
 -- Statements of the one lane reader, rendered once for each box (outbox, inbox).
 -- {box}: the table. {columns}: what a row is. {mine}: the group, in the inbox.
+-- busy is thousands of ids: the set of a subquery is hashed, an array is searched from its beginning for each row.
 
 -- name: {box}.read
 SELECT {columns} FROM duly_{box} b
-WHERE status = 'ready' AND id > %(after)s AND lane = ANY(%(lanes)s) AND NOT (id = ANY(%(busy)s)) AND NOT (topic = ANY(%(aside)s)) {mine}
+WHERE status = 'ready' AND id > %(after)s AND lane = ANY(%(lanes)s) AND id NOT IN (SELECT unnest(%(busy)s::bigint[])) AND NOT (topic = ANY(%(aside)s)) {mine}
 ORDER BY id LIMIT %(limit)s
 
 -- name: {box}.due
 SELECT {columns} FROM duly_{box} b
-WHERE status = 'retry' AND due_at <= clock_timestamp() AND lane = ANY(%(lanes)s) AND NOT (id = ANY(%(busy)s)) AND NOT (topic = ANY(%(aside)s)) {mine}
+WHERE status = 'retry' AND due_at <= clock_timestamp() AND lane = ANY(%(lanes)s) AND id NOT IN (SELECT unnest(%(busy)s::bigint[])) AND NOT (topic = ANY(%(aside)s)) {mine}
 ORDER BY due_at LIMIT %(limit)s
 
 -- name: {box}.drain
@@ -17,7 +18,7 @@ SELECT f.* FROM duly_key_hold h CROSS JOIN LATERAL (
     WHERE b.topic = h.topic AND b.key = h.key AND b.status = 'held' AND b.last_error IS NULL {mine}
     ORDER BY b.id LIMIT %(per_key)s
 ) AS f
-WHERE h.scope = %(scope)s AND h.lane = ANY(%(lanes)s) AND h.blocker_id IS NULL AND NOT (f.id = ANY(%(busy)s)) AND NOT (h.topic = ANY(%(aside)s))
+WHERE h.scope = %(scope)s AND h.lane = ANY(%(lanes)s) AND h.blocker_id IS NULL AND f.id NOT IN (SELECT unnest(%(busy)s::bigint[])) AND NOT (h.topic = ANY(%(aside)s))
 ORDER BY f.id LIMIT %(limit)s
 
 -- name: {box}.fail
