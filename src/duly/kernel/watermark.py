@@ -44,7 +44,10 @@ class Watermark:
         """A position was given out. Raises ValueError when it is not above every position before
         it.
         """
-        self.enter_all((position,))
+        if position <= self._highest:
+            raise ValueError(f"position {position} entered after {self._highest}")
+        self._unsettled[position] = self._highest
+        self._highest = position
 
     def enter_all(self, positions: Iterable[int]) -> None:
         """Positions were given out, in this order. Raises ValueError at the first that is not above

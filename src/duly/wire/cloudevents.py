@@ -119,10 +119,11 @@ class HeaderWriter(Generic[T]):
     def write(self, message: Message) -> tuple[T, T]:
         """What its sort has in common, and what is its own; no header is in both."""
         names, shared = self._shared(_sort_of(message))
-        own = {name: value for name, value in message.headers.items() if name not in _CORE}
-        if own and not names.isdisjoint(own):
-            own = {name: value for name, value in own.items() if name not in names}
-        own.update(_own_headers(message, self._prefix))
+        own = _own_headers(message, self._prefix)
+        headers = message.headers
+        if not headers.keys() <= _CORE:
+            taken = _CORE | names | own.keys()
+            own |= {name: value for name, value in headers.items() if name not in taken}
         return shared, self._encode(own)
 
     def _encode_shared(self, sort: _Sort) -> tuple[frozenset[str], T]:
@@ -152,10 +153,14 @@ def _shared_headers(sort: _Sort, prefix: str) -> dict[str, str]:
 def _own_headers(message: Message, prefix: str) -> dict[str, str]:
     id_, moment, key = own_names(prefix)
     headers = message.headers
-    own = {id_: message.id, moment: headers.get(HEADER_TIME), key: message.key}
-    if HEADER_REPLACES in headers:
-        own[prefix + HEADER_REPLACES] = headers[HEADER_REPLACES]
-    return {name: value for name, value in own.items() if value}
+    own = {id_: message.id}
+    if time := headers.get(HEADER_TIME):
+        own[moment] = time
+    if message.key:
+        own[key] = message.key
+    if replaces := headers.get(HEADER_REPLACES):
+        own[prefix + HEADER_REPLACES] = replaces
+    return own
 
 
 # --- in -------------------------------------------------------------------------------------------

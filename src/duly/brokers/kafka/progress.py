@@ -33,10 +33,12 @@ class Progress:
         "halted",
         "live",
         "place",
+        "source",
     )
 
     def __init__(self, topic: str, partition: int) -> None:
         self.place = (topic, partition)
+        self.source = f"{topic}/{partition}"
         self.live = True
         self.halted = False
         self._watermark: Watermark | None = None

@@ -251,14 +251,14 @@ class Publisher:
             line.replace("no answer before the deadline")
 
     def _hand_over(self, line: _Line, call: Call) -> None:
-        producer = line.producer
+        producer, report = line.producer, call.report
         for index, message in enumerate(call.messages):
             if index % SERVE_EVERY == 0:
                 producer.poll(0)
                 if call.over or time.monotonic() >= call.deadline:
                     return
             call.handed = index + 1
-            outcome = _produce(line, message, partial(call.report, index), deadline=call.deadline)
+            outcome = _produce(line, message, partial(report, index), deadline=call.deadline)
             if outcome is not None:
                 call.settle(index, outcome)
 

@@ -64,11 +64,9 @@ class KafkaSubscription:
                 await self._wake.wait()
 
     def _delivery(self, raw: Raw) -> Delivery:
-        record = raw.record
-        topic = self._names[record.topic()]
-        source = f"{record.topic()}/{record.partition()}"
-        message = from_record(record, topic=topic)
-        return Delivery(message, raw.token, source, str(record.offset()), raw.again)
+        progress, offset = raw.token
+        message = from_record(raw.record, topic=self._names[progress.place[0]])
+        return Delivery(message, raw.token, progress.source, str(offset), raw.again)
 
     async def ack(self, tokens: Sequence[Any]) -> None:
         """These are done. Late acks of a partition that has moved are dropped."""

@@ -83,7 +83,7 @@ async def settled() -> None:
 
 async def asked(server: Server, times: int) -> None:
     async with asyncio.timeout(10):
-        while len(server.requests()) < times:  # noqa: ASYNC110  # no event says so
+        while len(server.requests()) < times:  # no event says so
             await asyncio.sleep(0.01)
 
 
