@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from duly.errors import PermanentError, StaleLeaseError
 from duly.kernel.lease import LeaseTerm
@@ -181,7 +182,7 @@ class DatabaseConformance:
         """A settle of a row that was replaced meanwhile does nothing."""
         insert(connection, [None, None])
         one, two = self.read(connection)
-        connection.ask(BOX.settle([(one._replace(message_id="other"), "sent")]))
+        connection.ask(BOX.settle([(replace(one, message_id="other"), "sent")]))
         assert len(self.read(connection)) == 2
         connection.ask(BOX.settle([(one, "sent"), (two, "sent")]))
         assert self.read(connection) == []
@@ -286,7 +287,7 @@ class DatabaseConformance:
             term = self.lane(connection, first, key)
             connection.run(BOX.fail(self.failure(first, term, blocks=True, holder=key)))
             connection.run(BOX.hold_followers([second]))
-            again = first._replace(attempts=1)
+            again = replace(first, attempts=1)
             connection.run(BOX.fail(self.failure(again, term, "failed", blocks=blocks, holder=key)))
             drained = connection.ask(BOX.drain(Reading(ALL, (), (), 10))).rows
             assert [values[0] for values in drained] == ([] if blocks else [second.id])

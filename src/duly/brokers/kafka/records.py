@@ -58,9 +58,9 @@ def from_record(record: Any, *, topic: str) -> Message:
     payload: bytes = record.value() or b""
     if given:
         names, values = zip(*given, strict=True)
-        known = (shape := _shape(names)) and shape.message(values, record, payload, topic)
-        if known:
-            return known
+        shape = _shape(names)
+        if shape and (one := shape.message(values, record.key(), payload=payload, topic=topic)):
+            return one
     headers: dict[str, object] = dict(given)
     content_type = _text(headers.pop(_CONTENT_TYPE, b""))
     place = f"{record.topic()}/{record.partition()}/{record.offset()}"
@@ -84,17 +84,19 @@ class _Shape:
         self._common = lru_cache(maxsize=128)(self._find_common)
 
     def message(
-        self, values: Sequence[bytes | None], record: Any, payload: bytes, topic: str
+        self, values: Sequence[bytes | None], key: bytes | None, *, payload: bytes, topic: str
     ) -> Message | None:
-        """The message; None when the record must be read as a whole."""
+        """The message; None when the record must be read as a whole. values: of its headers.
+        key: the record's own.
+        """
         common = self._common(self._shared(values), topic)
         if common is None:
             return None
         at = self._key
-        key = _text(record.key() if at is None else values[at])
-        if not key and (at is not None or record.key()):
+        by = _text(key if at is None else values[at])
+        if not by and (at is not None or key):
             return None
-        own = (_text(values[self._id]), _text(values[self._time]), key or None)
+        own = (_text(values[self._id]), _text(values[self._time]), by or None)
         return like(common, own=own, payload=payload)
 
     def _find_common(self, values: tuple[object, ...], topic: str) -> Message | None:
