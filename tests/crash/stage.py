@@ -210,6 +210,22 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
+class Tail:
+    """A journal that grows, read once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read = path, 0
+
+    def news(self) -> list[dict[str, Any]]:
+        """The whole lines that came since the last look."""
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
 def now() -> float:
     """The clock of the journals."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
