@@ -10,13 +10,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from duly.brokers.kafka import KafkaBroker, consumer
 from duly.brokers.kafka.control import Control
+from duly.brokers.kafka.progress import LEFT
 from duly.brokers.kafka.settings import parse
-from duly.ports import Delivery, SubscriptionSpec
+from duly.ports import Delivery, SubscriptionSpec, TopicSpec
 from duly.testing.broker_target import Receiver, event, join, message, quiet, send
 
 
@@ -106,12 +107,75 @@ async def test_what_is_written_after_the_assignment_is_new(kafka_url: str) -> No
     spec = SubscriptionSpec("readers", (topic,))
     await broker.declare([topic], [spec])
     await send(broker, [message(topic, n) for n in range(3)])
+    await say_nothing_of_good_order(kafka_url, topic)
     receiver = Receiver(await broker.subscribe(spec))
     await receiver.receive(3)
     await send(broker, [message(topic, n) for n in range(3, 6)])
     await receiver.receive(6)
     assert [d.redelivered for d in receiver.deliveries] == [True] * 3 + [False] * 3
     await broker.close()
+
+
+async def say_nothing_of_good_order(kafka_url: str, topic: TopicSpec) -> None:
+    """Commit as somebody does who goes on: the offset alone."""
+    parts = urlsplit(kafka_url)
+    place = TopicPartition(f"{parts.path[1:]}.{topic.name}", 0, 0)
+    group = {"bootstrap.servers": parts.netloc, "group.id": f"{parts.path[1:]}.readers"}
+    other = Consumer(group)
+    await asyncio.to_thread(other.commit, offsets=[place], asynchronous=False)
+    other.close()
+
+
+async def test_only_what_may_have_ended_a_process_is_doubtful(kafka_url: str) -> None:
+    broker = KafkaBroker(f"{kafka_url}?partitions=1&session_timeout=1")
+    await broker.start()
+    topic = event()
+    spec = SubscriptionSpec("readers", (topic,), prefetch=4)
+    await broker.declare([topic], [spec])
+    await send(broker, [message(topic, n) for n in range(20)])
+    first = Receiver(await broker.subscribe(spec), acking=False)
+    await first.receive(4)
+    await first.subscription.ack([d.token for d in first.deliveries[:2]])
+    await first.subscription.release([d.token for d in first.deliveries[2:4]])
+    await first.close()
+    second = Receiver(await broker.subscribe(spec), acking=False)
+    await second.receive(4)
+    assert [d.position for d in second.deliveries[:4]] == ["2", "3", "4", "5"]
+    await second.close()  # with all of them: as if it had died
+    third = Receiver(await broker.subscribe(spec))
+    await third.receive(18)
+    seen = [d.redelivered for one in (first, second, third) for d in one.deliveries]
+    assert not any(seen[:8]), "the group is new, and the first receiver had left in good order"
+    assert all(seen[8:])
+    await broker.close()
+
+
+async def test_who_dies_of_its_first_record_leaves_a_doubt(kafka_url: str) -> None:
+    broker = KafkaBroker(f"{kafka_url}?partitions=1&session_timeout=1")
+    await broker.start()
+    topic = event()
+    spec = SubscriptionSpec("readers", (topic,))
+    await broker.declare([topic], [spec])
+    assert await said(kafka_url, topic) == (0, LEFT)
+    await send(broker, [message(topic, 0)])
+    receiver = Receiver(await broker.subscribe(spec), acking=False)
+    await receiver.receive(1)
+    assert not receiver.deliveries[0].redelivered
+    assert await said(kafka_url, topic) == (0, ""), "said before it was handed out"
+    await receiver.ack_all()
+    await receiver.close()
+    assert await said(kafka_url, topic) == (1, LEFT)
+    await broker.close()
+
+
+async def said(kafka_url: str, topic: TopicSpec) -> tuple[int, str]:
+    """What was committed last: the offset and its metadata."""
+    parts = urlsplit(kafka_url)
+    place = TopicPartition(f"{parts.path[1:]}.{topic.name}", 0)
+    other = Consumer({"bootstrap.servers": parts.netloc, "group.id": f"{parts.path[1:]}.readers"})
+    (found,) = await asyncio.to_thread(other.committed, [place], timeout=10)
+    other.close()
+    return found.offset, found.metadata or ""
 
 
 async def test_a_log_that_was_shortened_is_said_and_read_on(

@@ -5,7 +5,8 @@ the application has ``prefetch`` records, the partitions are paused instead. Par
 one (cooperative): one that is taken away is not handed out any more, what is under way gets a
 moment to end, then its watermark is committed; of one that was *lost* nothing is committed, because
 somebody else has it already. Invariant: an offset is committed only below the lowest record that is
-not done, by the member that has the partition.
+not done, by the member that has the partition; and none says that a partition was left in good
+order while its records are with the application (``progress``).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from duly.brokers.kafka.failures import LastError
-from duly.brokers.kafka.progress import Progress
+from duly.brokers.kafka.progress import LEFT, Progress
 from duly.brokers.kafka.settings import Settings
 from duly.brokers.kafka.topology import Starts
 
@@ -132,6 +133,8 @@ class Reader:
         """Commit what is done and leave the group; blocks. Idempotent."""
         with self.lock:
             self._closing = True
+            for raw in self.arrived:
+                raw.token.progress.release([raw.token.offset])
             self.arrived.clear()
             self._news.notify_all()
         if self._thread.is_alive():
@@ -194,7 +197,7 @@ class Reader:
         return self._prefetch - sum(p.under_way for p in self._progress.values())
 
     def _arrive(self, consumer: Consumer, records: Iterable[Any]) -> None:
-        came = False
+        came, first = False, []
         with self.lock:
             for record in records:
                 error = record.error()
@@ -204,7 +207,9 @@ class Reader:
                 progress = self._progress.get((record.topic(), record.partition()))
                 offset = record.offset()
                 begins = progress is not None and not progress.begun
-                if progress is not None and progress.admit(offset):
+                if progress is not None and progress.unsaid:
+                    first.append(record)
+                elif progress is not None and progress.admit(offset):
                     if begins:
                         progress.know_end(_end(consumer, record))
                     again = progress.doubtful(offset)
@@ -212,6 +217,28 @@ class Reader:
                     came = True
         if came:
             self._notify()
+        if first:
+            self._say(consumer, first)
+            self._arrive(consumer, first)
+
+    def _say(self, consumer: Consumer, records: Iterable[Any]) -> None:
+        """Take back that partitions were left in good order, before their first records go to the
+        application; of one where that fails they count as doubtful.
+        """
+        begin: dict[tuple[str, int], int] = {}
+        for record in records:
+            begin.setdefault((record.topic(), record.partition()), record.offset())
+        told = [TopicPartition(*place, offset) for place, offset in begin.items()]
+        try:
+            answers = consumer.commit(offsets=told, asynchronous=False)
+            said = {(one.topic, one.partition) for one in answers if one.error is None}
+        except KafkaException as error:
+            _log.debug("group %s: not committed: %s", self.group, error)
+            said = set()
+        with self.lock:
+            for place in begin:
+                if (progress := self._progress.get(place)) is not None:
+                    progress.unsaid, progress.trusted = False, place in said
 
     def _trouble(self, consumer: Consumer, error: KafkaError, record: Any) -> None:
         place = f"{record.topic()}/{record.partition()}"
@@ -271,9 +298,8 @@ class Reader:
         """Commit and wait for it, again for a moment while no broker answers; then it is left."""
         end = time.monotonic() + COMMIT_SECONDS
         with self.lock:
-            for one in progress.values():
-                one.told(0)  # what was handed over may not have been taken
-        offsets = self._due(progress)
+            last = [(p.place, said) for p in progress.values() if (said := p.last) is not None]
+        offsets = [TopicPartition(*place, *said) for place, said in last]
         while offsets:
             try:
                 consumer.commit(offsets=offsets, asynchronous=False)
@@ -306,10 +332,13 @@ class Reader:
 
     # --- the group moves ----------------------------------------------------------------------
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        positions = self._positions(consumer, partitions)
         with self.lock:
-            for one in partitions:
-                self._progress[one.topic, one.partition] = Progress(one.topic, one.partition)
-        consumer.incremental_assign(self._positions(consumer, partitions))
+            for one in positions:
+                trusted = one.metadata == LEFT
+                begun = Progress(one.topic, one.partition, trusted=trusted)
+                self._progress[one.topic, one.partition] = begun
+        consumer.incremental_assign(positions)
         if self._paused:
             consumer.pause(partitions)
 

@@ -20,6 +20,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from duly.brokers.kafka.failures import LastError, cause, mapped
+from duly.brokers.kafka.progress import LEFT
 from duly.brokers.kafka.settings import Settings
 from duly.errors import BrokerUnavailableError
 
@@ -81,8 +82,10 @@ class Control:
         return {(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
 
     def commit(self, group: str, offsets: Mapping[Place, int]) -> bool:
-        """Set the offsets of a group; False for one with receivers, who set them themselves."""
-        told = [TopicPartition(*place, offset) for place, offset in offsets.items()]
+        """Set the first offsets of a group, of which nobody has had anything; False for one with
+        receivers, who set them themselves.
+        """
+        told = [TopicPartition(*place, offset, LEFT) for place, offset in offsets.items()]
         found = self._of_group(
             group, lambda one: one.commit(offsets=told, asynchronous=False), known=_HAS_MEMBERS
         )

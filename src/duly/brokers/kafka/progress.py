@@ -5,6 +5,11 @@ the highest one done. Records that are given back halt the partition; it is read
 lowest of them, and what was seen above it and is done, or still under way, is passed over.
 Invariant: each record is with the application at most once at a time, and none that is not done is
 ever below what is committed.
+
+A record may have ended the process of whoever had the partition before, and Kafka does not tell.
+So whoever leaves with nothing under way says so in the offset that it commits (``LEFT``), and the
+next one takes that back by a commit of its own before it hands out its first record (``unsaid``).
+Where that word is missing, or could not be taken back, the first records are doubtful.
 """
 
 from __future__ import annotations
@@ -13,7 +18,9 @@ from collections.abc import Iterable
 
 from duly.kernel.watermark import Watermark
 
-__all__ = ["Progress"]
+__all__ = ["LEFT", "Progress"]
+
+LEFT = "duly: left in good order"  # the metadata of an offset
 
 # How many of the records that were there before may have been with somebody else. One that ends its
 # process is the lowest undone one sooner or later, however many were under way beside it.
@@ -21,7 +28,11 @@ DOUBTFUL = 100
 
 
 class Progress:
-    """One partition, from the moment it is assigned to the moment it is taken away (``live``)."""
+    """One partition, from the moment it is assigned to the moment it is taken away (``live``).
+
+    trusted: nobody who had it before can have died of what comes now. unsaid: it is not said yet
+    that it has an owner again.
+    """
 
     __slots__ = (
         "_doubtful_to",
@@ -34,12 +45,15 @@ class Progress:
         "live",
         "place",
         "source",
+        "trusted",
+        "unsaid",
     )
 
-    def __init__(self, topic: str, partition: int) -> None:
+    def __init__(self, topic: str, partition: int, *, trusted: bool = False) -> None:
         self.place = (topic, partition)
         self.source = f"{topic}/{partition}"
         self.live = True
+        self.trusted = self.unsaid = trusted
         self.halted = False
         self._watermark: Watermark | None = None
         self._next = 0
@@ -78,7 +92,7 @@ class Progress:
         else:
             if self._watermark is None:
                 self._watermark = Watermark(offset - 1)
-                self._doubtful_to = offset + DOUBTFUL
+                self._doubtful_to = offset + (0 if self.trusted else DOUBTFUL)
             self._watermark.enter(offset)
             self._next = offset + 1
         self._out.add(offset)
@@ -110,6 +124,13 @@ class Progress:
             return None
         offset = self._watermark.value + 1
         return offset if offset > self._told else None
+
+    @property
+    def last(self) -> tuple[int, str] | None:
+        """The offset to leave with, and what is said of it; None where nothing has changed."""
+        if not self.live or self._watermark is None:
+            return None
+        return self._watermark.value + 1, "" if self._out else LEFT
 
     def told(self, offset: int) -> None:
         """An offset was handed over to be committed; 0: it was not taken, so tell it again."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duly.brokers.kafka.progress import Progress
+from duly.brokers.kafka.progress import LEFT, Progress
 
 
 def admitted(progress: Progress, offsets: range) -> list[int]:
@@ -101,6 +101,38 @@ def test_what_was_written_after_the_assignment_nobody_had_before() -> None:
     assert progress.rewind() == 10
     assert progress.admit(10)
     assert progress.doubtful(10), "it was given back"
+
+
+def test_after_who_left_in_good_order_only_what_is_given_back_is_doubtful() -> None:
+    progress = Progress("orders", 0, trusted=True)
+    assert progress.unsaid
+    assert all(progress.admit(offset) for offset in range(7, 20))
+    assert not any(progress.doubtful(offset) for offset in range(7, 20))
+    progress.release([9])
+    assert progress.rewind() == 9
+    assert progress.admit(9)
+    assert progress.doubtful(9)
+
+
+def test_a_word_that_could_not_be_taken_back_is_worth_nothing() -> None:
+    progress = Progress("orders", 0, trusted=True)
+    progress.unsaid = progress.trusted = False
+    assert progress.admit(7)
+    assert progress.doubtful(7)
+
+
+def test_good_order_is_said_only_of_what_nobody_has() -> None:
+    progress = Progress("orders", 0)
+    assert progress.last is None, "what was said of it before still holds"
+    admitted(progress, range(5, 9))
+    assert progress.last == (5, "")
+    for offset in (5, 7):
+        progress.settle(offset)
+    assert progress.last == (6, "")
+    progress.release([6, 8])
+    assert progress.last == (6, LEFT)
+    progress.live = False
+    assert progress.last is None
 
 
 @given(st.lists(st.tuples(st.sampled_from("asrw"), st.integers(0, 30)), max_size=80))
