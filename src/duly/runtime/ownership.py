@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from duly.errors import DatabaseUnavailableError, DulyError, OutcomeUnknownError
-from duly.kernel.lanes import plan
+from duly.kernel.lanes import fair_share, plan
 from duly.kernel.lease import LeaseTerm
 from duly.kernel.names import LANES
 from duly.observe.facts import LeaseTaken
@@ -95,8 +95,9 @@ class LaneOwnership:
         self._adopt(holder, {lane: token for lane, owner, token in rows if owner == holder})
         steps = plan(frozenset(self._tokens), owners, members, me=holder)
         self._leaving = set(steps.release)
-        taken = await self._take(holder, steps.take)
-        settled = len(taken) == len(steps.take) and not steps.release
+        await self._take(holder, steps.take)
+        # What is missing may be on its way: nobody tells when another one has let it go.
+        settled = len(self._tokens) == fair_share(len(rows), members, holder)
         self._members = members if settled else ()
 
     def let_go(self, lanes: Collection[int]) -> Statement:
@@ -123,9 +124,9 @@ class LaneOwnership:
             lane: token for lane, token in self._tokens.items() if tokens.get(lane) == token
         }
 
-    async def _take(self, holder: str, lanes: Collection[int]) -> frozenset[int]:
+    async def _take(self, holder: str, lanes: Collection[int]) -> None:
         if not lanes:
-            return frozenset()
+            return
         values = {"scope": self.scope, "lanes": list(lanes), "holder": holder}
         try:
             rows = (await self._connection.ask(Statement("lease.take", values))).rows
@@ -134,9 +135,7 @@ class LaneOwnership:
             raise
         taken = dict(rows)
         if holder != self._keeper.holder:
-            return (
-                frozenset()
-            )  # lost while asking; the rows are free for the others as soon as we are buried
+            return  # lost while asking; they are free for the others as soon as we are buried
         self._tokens |= taken
         if taken:
             self._hooks.emit(
@@ -144,4 +143,3 @@ class LaneOwnership:
                     what="lane", names=tuple(f"{self.scope}/{lane}" for lane in sorted(taken))
                 )
             )
-        return frozenset(taken)

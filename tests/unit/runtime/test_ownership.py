@@ -83,6 +83,29 @@ async def test_a_surplus_is_let_go_at_once_and_then_told(own: LaneOwnership, lea
     assert {lane for lane, owner in lease.owners.items() if owner is None} == surplus
 
 
+async def test_lanes_that_another_one_lets_go_are_taken_at_the_next_beat(
+    own: LaneOwnership, lease: Lease
+) -> None:
+    lease.owners = dict.fromkeys(range(LANES), "other")
+    await own.rebalance(beat("me", "other"))
+    assert not own.readable
+    lease.owners |= dict.fromkeys(range(LANES // 4))  # some are still under way there
+    await own.rebalance(beat("me", "other"))
+    assert own.readable == set(range(LANES // 4))
+    lease.owners |= dict.fromkeys(range(LANES // 4, LANES // 2))
+    await own.rebalance(beat("me", "other"))
+    assert own.readable == set(range(LANES // 2))
+
+
+async def test_who_has_its_share_does_not_look_at_every_beat(
+    own: LaneOwnership, lease: Lease
+) -> None:
+    await own.rebalance(beat("me"))
+    lease.trouble["lease.lanes"] = AssertionError("asked")  # type: ignore[assignment]
+    for _ in range(5):
+        await own.rebalance(beat("me"))
+
+
 @pytest.mark.parametrize("error", [DatabaseUnavailableError("gone"), OutcomeUnknownError("gone")])
 async def test_a_take_without_an_answer_forfeits_everything(
     own: LaneOwnership, lease: Lease, keeper: Keeper, error: Exception
