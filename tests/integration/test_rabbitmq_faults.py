@@ -248,6 +248,7 @@ async def test_the_deadline_is_kept_without_the_event_loop(rabbitmq_url: str) ->
     topic = event()
     async with behind_proxy(rabbitmq_url) as (broker, proxy):
         await declared(broker, topic)
+        await publish_until_confirmed(broker, [message(topic)])  # so the link is there
         await proxy.aset(SILENT)
         task = asyncio.create_task(publish_late(broker, [message(topic)]))
         await asyncio.sleep(0.1)

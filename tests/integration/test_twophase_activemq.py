@@ -76,9 +76,13 @@ class Reader(stomp.ConnectionListener):  # type: ignore[misc]
     def __init__(self, url: str) -> None:
         self._url = urlsplit(url)
         self._frames: queue.Queue[Any] = queue.Queue()
+        self._receipts: queue.Queue[str] = queue.Queue()
 
     def on_message(self, frame: Any) -> None:
         self._frames.put(frame)
+
+    def on_receipt(self, frame: Any) -> None:
+        self._receipts.put(frame.headers["receipt-id"])
 
     def all(self, topic: TopicSpec) -> list[tuple[str, dict[str, str]]]:
         """What is in the queue of a topic, and not any more: body and headers."""
@@ -94,6 +98,8 @@ class Reader(stomp.ConnectionListener):  # type: ignore[misc]
         found = []
         while (frame := self._frames.get(timeout=30)).body != "the end":
             found.append((frame.body, frame.headers))
+        client.unsubscribe("1", receipt="left")  # else what comes next may still go to this one
+        assert self._receipts.get(timeout=30) == "left"
         client.disconnect()
         return found
 

@@ -17,6 +17,7 @@ import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 import pytest
+from msgspec.structs import replace
 
 from duly.runtime.floor import Writers
 from duly.runtime.memory import LaneMemory
@@ -101,7 +102,7 @@ class Table:
 
     def status(self, row: Row, status: str) -> None:
         if row.id in self.rows:
-            self.rows[row.id] = self.rows[row.id]._replace(status=status)
+            self.rows[row.id] = replace(self.rows[row.id], status=status)
 
     def is_held(self, key: Key) -> bool:
         return any(r.status == "held" and (r.topic, r.key) == key for r in self.rows.values())

@@ -23,18 +23,18 @@ sys.exit(Workers(command, int(sys.argv[3]), kill_silent=sys.argv[4] == "1", drai
                  silence_seconds=2.5).run())
 """
 WORKER = """
-import os, signal, sys, threading
+import os, signal, sys, time
 from duly.admin.cli.workers import Heart
 
-stop = threading.Event()
+stops = []  # not an Event: a handler that sets one while it is asked waits for itself
 open(sys.argv[1], "a").write(f"started {os.getpid()}\\n")
 BODY
-signal.signal(signal.SIGTERM, lambda *_: stop.set())
-Heart(int(sys.argv[2]), stop.set).start()
+signal.signal(signal.SIGTERM, lambda *_: stops.append(1))
+Heart(int(sys.argv[2]), lambda: stops.append(1)).start()
 READY
 open(sys.argv[1], "a").write(f"ready {os.getpid()}\\n")
-while not stop.wait(0.05):
-    pass
+while not stops:
+    time.sleep(0.05)
 open(sys.argv[1], "a").write(f"drained {os.getpid()}\\n")
 """
 
