@@ -6,8 +6,6 @@ whole between the two, and the next one behind it."""
 from __future__ import annotations
 
 import random
-import signal
-import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from duly.outbox.operator import By
 from duly.testing.journal import Journal
 from tests.crash.cdc_shop import make_app
 from tests.crash.cdc_stage import STREAM
+from tests.crash.stop import Stop
 
 LOOK_SECONDS = 0.05
 TABLES = ("item", "item", "small")  # as often as they stand here
@@ -25,8 +24,7 @@ TABLES = ("item", "item", "small")  # as often as they stand here
 
 def main(config: dict[str, Any]) -> int:
     """Ask until SIGTERM; the exit code."""
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop = Stop()
     app = make_app(config)
     streams = app.streams()
     if once := config.get("ask"):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import signal
 import sqlite3
 import threading
 import time
@@ -25,6 +24,7 @@ from typing import Any
 from duly.testing.journal import Journal
 from tests.crash import plain_mysql
 from tests.crash.cdc_stage import BULK_EVERY, INTENT, ITEMS, SMALLS
+from tests.crash.stop import Stop
 
 ROLLBACK_CHANCE = 0.08
 SAVEPOINT_CHANCE = 0.25
@@ -44,8 +44,7 @@ _log = logging.getLogger("crash.cdc")
 def main(config: dict[str, Any]) -> int:
     """Write until SIGTERM; the exit code."""
     logging.basicConfig(level=logging.WARNING)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop = Stop()
     writers = [Writer(config, number, stop=stop) for number in range(config["writers"])]
     threads = [threading.Thread(target=one.run, daemon=True) for one in writers]
     for thread in threads:
@@ -58,7 +57,7 @@ def main(config: dict[str, Any]) -> int:
 class Writer:
     """One thread of transactions."""
 
-    def __init__(self, config: dict[str, Any], number: int, *, stop: threading.Event) -> None:
+    def __init__(self, config: dict[str, Any], number: int, *, stop: Stop) -> None:
         self._config, self._stop = config, stop
         self._name = f"{os.getpid()}-{number}"
         self._chance = random.Random(f"{config['seed']}-{number}")

@@ -8,7 +8,6 @@ with what has changed since."""
 from __future__ import annotations
 
 import random
-import signal
 import sqlite3
 import threading
 from collections import Counter
@@ -23,6 +22,7 @@ from duly.outbox.operator import By
 from duly.testing.journal import Journal
 from tests.crash.cdc_copies import COPIES, KEYS, Cache, Copy, Rows
 from tests.crash.cdc_shop import make_app
+from tests.crash.stop import Stop
 
 LOOK_SECONDS = 0.1
 FILLED = 10  # keys in one go
@@ -31,8 +31,7 @@ OFTEN = ("item", "small")  # the others are too large to be read again and again
 
 def main(config: dict[str, Any]) -> int:
     """Ask, fill and look until SIGTERM; the exit code."""
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop = Stop()
     journal = Journal(f"{config['folder']}/meddler.jsonl")
     copies = COPIES[config["rules"]]
     cached = [copy for copy in copies if not copy.is_sql]
@@ -61,7 +60,7 @@ def _seen(copies: list[Copy]) -> list[Copy]:
     return [copy for copy in copies if copy.is_filled and copy.table in OFTEN]
 
 
-def _repeat(once: Callable[[], None], stop: threading.Event, broken: list[BaseException]) -> None:
+def _repeat(once: Callable[[], None], stop: Stop, broken: list[BaseException]) -> None:
     try:
         while not stop.wait(LOOK_SECONDS):
             once()
@@ -69,9 +68,7 @@ def _repeat(once: Callable[[], None], stop: threading.Event, broken: list[BaseEx
         broken.append(error)
 
 
-def _ask(
-    config: dict[str, Any], copies: tuple[Copy, ...], journal: Journal, stop: threading.Event
-) -> None:
+def _ask(config: dict[str, Any], copies: tuple[Copy, ...], journal: Journal, stop: Stop) -> None:
     app, chance = make_app(config), random.Random(config["seed"])
     streams = app.streams()
     wanted = _seen(list(copies))

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from duly.errors import OutcomeUnknownError, RetryableError
 from duly.testing.failpoints import arm, parse
 from duly.testing.journal import Journal
 from tests.crash.defer_shop import DownError, make_app
+from tests.crash.stop import Stop
 
 FIND = text("SELECT 1 FROM crash_op WHERE op = :op")
 STORE = text("INSERT INTO crash_op (op, deferred, message_id) VALUES (:op, :deferred, :message_id)")
@@ -40,8 +39,7 @@ def goes_back(op: int) -> bool:
 def main(config: dict[str, Any]) -> int:
     """Call until SIGTERM; the exit code."""
     logging.basicConfig(level=logging.WARNING)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop = Stop()
     app, charge, push = make_app(config)
     journal, op = Journal(f"{config['folder']}/ops.jsonl"), config["first"]
     arm(*parse(config.get("plan", "")))

@@ -27,6 +27,7 @@ from duly.errors import DulyError, OutcomeUnknownError
 from duly.testing.failpoints import arm, parse
 from duly.testing.journal import Journal
 from duly.twophase import recovery, role
+from tests.crash.stop import Stop
 
 WISH_SECONDS = 20.0
 PAUSE_SECONDS = 0.01
@@ -123,8 +124,7 @@ async def recover(app: App, config: dict[str, Any]) -> None:
 
 def pay(app: App, teller: Teller, config: dict[str, Any]) -> None:
     """Payments until SIGTERM; every end that is told is written down."""
-    stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    stopping = Stop()
     chance = random.Random(config["seed"])
     sweeper = threading.Thread(target=sweep, args=(app, stopping), daemon=True)
     if config["sweeps"]:
@@ -152,7 +152,7 @@ def pay(app: App, teller: Teller, config: dict[str, Any]) -> None:
         time.sleep(PAUSE_SECONDS)
 
 
-def sweep(app: App, stopping: threading.Event) -> None:
+def sweep(app: App, stopping: Stop) -> None:
     """A recovery without a lease, beside everything."""
     mine = app.global_transactions.recovery()
     while not stopping.wait(1.3):

@@ -4,8 +4,6 @@ refused."""
 from __future__ import annotations
 
 import random
-import signal
-import threading
 import time
 from typing import Any
 
@@ -13,14 +11,14 @@ from duly.errors import DulyError, OperatorError
 from duly.outbox.operator import By, Operator
 from duly.testing.journal import Journal
 from tests.crash.shop import make_app
+from tests.crash.stop import Stop
 
 TRY_EVERY_SECONDS = 0.02
 
 
 def main(config: dict[str, Any]) -> int:
     """Try until SIGTERM; the exit code."""
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop = Stop()
     app = make_app(config)
     operator = Operator(app.database.connect)
     journal = Journal(f"{config['folder']}/meddler.jsonl")

@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import signal
 import sqlite3
 import threading
 import time
@@ -38,6 +37,7 @@ from duly.testing.journal import Journal
 from tests.crash.plain_mysql import NEXT, Error, connect, in_mysql
 from tests.crash.shop import Charge, Noted, make_app
 from tests.crash.stage import HOT_KEYS, KEYS
+from tests.crash.stop import Stop
 
 ROLLBACK_CHANCE = 0.06
 SAVEPOINT_CHANCE = 0.2
@@ -56,8 +56,7 @@ _log = logging.getLogger("crash.producer")
 def main(config: dict[str, Any]) -> int:
     """Produce until SIGTERM; the exit code."""
     logging.basicConfig(level=logging.WARNING)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop = Stop()
     app = make_app(config)
     threads = [
         threading.Thread(target=Writer(app, config, number, stop=stop).run, daemon=True)
@@ -98,9 +97,7 @@ def _raise_late() -> Noted:
 class Writer:
     """One thread of transactions."""
 
-    def __init__(
-        self, app: App, config: dict[str, Any], number: int, *, stop: threading.Event
-    ) -> None:
+    def __init__(self, app: App, config: dict[str, Any], number: int, *, stop: Stop) -> None:
         self._app, self._config, self._stop = app, config, stop
         self._name = f"{os.getpid()}-{number}"
         self._chance = random.Random(f"{config['seed']}-{self._name}")
