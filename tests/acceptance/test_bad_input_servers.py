@@ -75,6 +75,20 @@ async def test_a_database_that_does_not_exist(postgres_url: str, broker: str) ->
     assert (type(error), error.code) == (ConfigurationError, "DATABASE_REFUSED")
 
 
+async def test_a_database_that_does_not_know_what_its_text_means(
+    private_postgres: PrivateServer, broker: str
+) -> None:
+    with psycopg.connect(private_postgres.url, autocommit=True) as admin:
+        admin.execute("CREATE DATABASE bytes ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    url = urlsplit(private_postgres.url)._replace(path="/bytes").geturl()
+    shop = Shop(url, broker)
+    with pytest.raises(ConfigurationError) as caught:
+        shop.app.upgrade_tables()
+    assert caught.value.code == "DATABASE_ENCODING"
+    error = await refusal(shop)
+    assert (type(error), error.code) == (ConfigurationError, "DATABASE_ENCODING")
+
+
 def test_missing_tables_are_found_by_the_check_before_a_start_is_refused(
     postgres_url: str, broker: str
 ) -> None:

@@ -120,7 +120,7 @@ class PostgresDatabase:
 
     def _open(self, url: str) -> Any:
         try:
-            return self._driver.connect(
+            raw = self._driver.connect(
                 url,
                 autocommit=True,
                 keepalives_idle=10,
@@ -131,6 +131,12 @@ class PostgresDatabase:
             )
         except self._driver.Error as error:
             raise self.map_error(error) from error
+        if raw.info.parameter_status("server_encoding") == "SQL_ASCII":
+            text = "is in SQL_ASCII: it does not know what its text means. Make one in UTF8"
+            refusal = ConfigurationError(f"{raw.info.dbname} {text}", code="DATABASE_ENCODING")
+            raw.close()
+            raise refusal
+        return raw
 
     def engine(self) -> Any:
         """The sync Engine for handlers: the user's own, or one made for this URL."""
