@@ -198,6 +198,8 @@ class Connection(asyncio.Protocol):
             if lane is not None:
                 lane(frame)
         elif frame.command == b"RECEIPT":
+            if self.refused:
+                return  # a busy Artemis answers the COMMIT of a SEND that it has refused, too
             if done := self._receipts.pop(frame.header("receipt-id"), None):
                 done("")
         elif frame.command == b"ERROR":
