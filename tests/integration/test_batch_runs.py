@@ -63,8 +63,12 @@ def lease_of(app: App, instance: str) -> RoleLease:
 
 
 def begin(connection: Connection, lease: RoleLease, instance: str, **options: Any) -> Any:
+    return connection.run(claiming(lease, instance, **options))
+
+
+def claiming(lease: RoleLease, instance: str, **options: Any) -> Steps[Any]:
     given = {"definition": "one", "on_change": "refuse", "owner": "host:1", "spool": "s", **options}
-    return connection.run(claim(instance, lease=lease.values(), **given))
+    return claim(instance, lease=lease.values(), **given)
 
 
 def checkpoint(rows: int, data: bytes = b"\x00\xff") -> Checkpoint:
@@ -140,8 +144,7 @@ async def test_an_attempt_knows_all_that_was_stored_before_it(app: App, pool: Po
             storing.append(pool.submit(another.run, steps))
             return storing[0]
 
-        given = {"definition": "one", "on_change": "refuse", "owner": "host:1", "spool": "t"}
-        steps = claim(instance, lease=lease.values(), **given)  # type: ignore[arg-type]
+        steps = claiming(lease, instance, spool="t")
         again = connection.run(meanwhile(steps, "checkpoint.of", store))
         (error,) = [one.exception(30) for one in storing]
         assert isinstance(again, Claimed)

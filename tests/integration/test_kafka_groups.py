@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -116,14 +117,28 @@ async def test_what_is_written_after_the_assignment_is_new(kafka_url: str) -> No
     await broker.close()
 
 
+@asynccontextmanager
+async def beside(kafka_url: str, topic: TopicSpec) -> AsyncIterator[tuple[Consumer, str]]:
+    """A client of the group that reads nothing, and Kafka's name of the topic."""
+    parts = urlsplit(kafka_url)
+    name = parts.path[1:]
+    other = Consumer({"bootstrap.servers": parts.netloc, "group.id": f"{name}.readers"})
+    yield other, f"{name}.{topic.name}"
+    other.close()
+
+
 async def say_nothing_of_good_order(kafka_url: str, topic: TopicSpec) -> None:
     """Commit as somebody does who goes on: the offset alone."""
-    parts = urlsplit(kafka_url)
-    place = TopicPartition(f"{parts.path[1:]}.{topic.name}", 0, 0)
-    group = {"bootstrap.servers": parts.netloc, "group.id": f"{parts.path[1:]}.readers"}
-    other = Consumer(group)
-    await asyncio.to_thread(other.commit, offsets=[place], asynchronous=False)
-    other.close()
+    async with beside(kafka_url, topic) as (other, name):
+        place = TopicPartition(name, 0, 0)
+        await asyncio.to_thread(other.commit, offsets=[place], asynchronous=False)
+
+
+async def said(kafka_url: str, topic: TopicSpec) -> tuple[int, str]:
+    """What was committed last: the offset and its metadata."""
+    async with beside(kafka_url, topic) as (other, name):
+        (found,) = await asyncio.to_thread(other.committed, [TopicPartition(name, 0)], timeout=10)
+        return found.offset, found.metadata or ""
 
 
 async def test_only_what_may_have_ended_a_process_is_doubtful(kafka_url: str) -> None:
@@ -166,16 +181,6 @@ async def test_who_dies_of_its_first_record_leaves_a_doubt(kafka_url: str) -> No
     await receiver.close()
     assert await said(kafka_url, topic) == (1, LEFT)
     await broker.close()
-
-
-async def said(kafka_url: str, topic: TopicSpec) -> tuple[int, str]:
-    """What was committed last: the offset and its metadata."""
-    parts = urlsplit(kafka_url)
-    place = TopicPartition(f"{parts.path[1:]}.{topic.name}", 0)
-    other = Consumer({"bootstrap.servers": parts.netloc, "group.id": f"{parts.path[1:]}.readers"})
-    (found,) = await asyncio.to_thread(other.committed, [place], timeout=10)
-    other.close()
-    return found.offset, found.metadata or ""
 
 
 async def test_a_log_that_was_shortened_is_said_and_read_on(

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -206,6 +207,10 @@ async def test_frames_in_pieces(rabbitmq_url: str, slice_bytes: int) -> None:
         await receiver.close()
 
 
+def has_some_of(receiver: Receiver, ids: set[str]) -> bool:
+    return not ids.isdisjoint(receiver.ids)
+
+
 async def test_receiving_survives_cuts(rabbitmq_url: str) -> None:
     topic = event()
     sent: list[Message] = []
@@ -216,8 +221,7 @@ async def test_receiving_survives_cuts(rabbitmq_url: str) -> None:
         for cut in range(4):  # each has messages of its own, which come while it happens
             some = [message(topic, 500 * cut + n, payload=b"z" * 500) for n in range(500)]
             publishing = asyncio.create_task(publish_until_confirmed(other, some))
-            new = {m.id for m in some}
-            await receiver.until(lambda new=new: not new.isdisjoint(receiver.ids))  # type: ignore[misc]
+            await receiver.until(partial(has_some_of, receiver, {m.id for m in some}))
             await asyncio.to_thread(proxy.cut)
             await publishing
             sent += some
